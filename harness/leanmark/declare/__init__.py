@@ -1,0 +1,1 @@
+"""Declare: suites in YAML, and the cells that they plan."""

@@ -1,0 +1,1 @@
+"""Judge: runs and baselines on disk."""

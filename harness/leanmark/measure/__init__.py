@@ -1,0 +1,1 @@
+"""Measure: paired latency, quality, footprint and environment of artifacts."""

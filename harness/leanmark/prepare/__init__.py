@@ -1,0 +1,1 @@
+"""Prepare: recipes run for real, and the store of what they made."""

@@ -1,0 +1,259 @@
+"""Names to steps, workloads and runtimes: built in, from plug-ins, or from a suite.
+
+Nothing here imports torch. A step's parameters are its keyword-only arguments,
+validated by pydantic; its docstring is its documentation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Lt
+
+from leanmark.errors import InvalidInput, did_you_mean
+from leanmark.results import Evidence, StepSpec
+from leanmark.stages import Artifact, Program, Stage, TorchModel
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+StepFunction = Callable[..., Any]
+EvidenceFunction = Callable[[Artifact, Mapping[str, Any]], Evidence]
+ANY_STAGE: tuple[type[Stage], ...] = (TorchModel, Program)
+
+
+Fraction = Annotated[float, Ge(0), Lt(1)]  # 0 <= value < 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One technique: what it does, what it needs, and how to tell that it took effect."""
+
+    name: str
+    family: str
+    consumes: tuple[type[Stage], ...]
+    produces: type[Stage] | None  # None: the stage that came in
+    function: StepFunction
+    evidence: EvidenceFunction
+    exact: float | None
+    libraries: tuple[str, ...]
+    splits: tuple[str, ...]  # the splits that it reads
+
+    @property
+    def doc(self) -> str:
+        """The documentation page, as plain text."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the documentation."""
+        return self.doc.split("\n", 1)[0]
+
+    @property
+    def parameters(self) -> type[BaseModel]:
+        """The pydantic model of the step's parameters; unknown ones are refused."""
+        return _parameters(self.function, self.name)
+
+    def validate(self, params: Mapping[str, Any]) -> StepSpec:
+        """Parameters completed with their defaults. Raises pydantic.ValidationError."""
+        return StepSpec(self.name, self.parameters.model_validate(dict(params)).model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A reference model with its data splits, its metric, and how its weights come to be.
+
+    `model`, `data` and a `metric` with a colon name importable functions as
+    "package.module:function". `train` holds the parameters of the built-in
+    training; None means that `model` returns its weights. `onnx` and `inputs`
+    are paths of a model that exists as a file only.
+    """
+
+    name: str
+    title: str = ""
+    model: str | None = None
+    config: Mapping[str, Any] | None = None
+    data: str | None = None
+    metric: str = "accuracy"
+    train: Mapping[str, Any] | None = None
+    onnx: str | None = None
+    inputs: str | None = None
+
+    @property
+    def stage(self) -> type[Stage]:
+        """What the recipe starts from."""
+        return Program if self.onnx is not None else TorchModel
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Something that executes an artifact. `loader` is "module:function"."""
+
+    name: str
+    title: str
+    executes: type[Stage]
+    devices: tuple[str, ...]
+    loader: str
+    libraries: tuple[str, ...]
+    lowering: tuple[StepSpec, ...] = ()  # from a TorchModel to what it executes
+
+
+_steps: dict[str, Step] = {}
+_workloads: dict[str, Workload] = {}
+_runtimes: dict[str, Runtime] = {}
+_loaded: set[str] = set()
+
+
+def step(
+    name: str,
+    *,
+    family: str,
+    consumes: type[Stage] | tuple[type[Stage], ...],
+    produces: type[Stage] | None,
+    evidence: EvidenceFunction,
+    exact: float | None = None,
+    libraries: tuple[str, ...] = ("torch",),
+    splits: tuple[str, ...] = (),
+) -> Callable[[StepFunction], StepFunction]:
+    """Register a function as the step `name`.
+
+    `exact` says that the step changes no answer by more than this much, relative
+    to the largest answer. `libraries` are the distributions whose version decides
+    what comes out; with the step's source they make its artifacts' key.
+    """
+
+    def register(function: StepFunction) -> StepFunction:
+        stages = consumes if isinstance(consumes, tuple) else (consumes,)
+        _add(_steps, name, Step(name, family, stages, produces, function, evidence, exact, libraries, splits))
+        return function
+
+    return register
+
+
+def register_workload(workload: Workload) -> Workload:
+    """Make a workload known by its name."""
+    _add(_workloads, workload.name, workload)
+    return workload
+
+
+def register_runtime(runtime: Runtime) -> Runtime:
+    """Make a runtime known by its name."""
+    _add(_runtimes, runtime.name, runtime)
+    return runtime
+
+
+def _add(table: dict[str, Any], name: str, entry: Any) -> None:
+    known = table.get(name)
+    if known is not None and _origin(known) != _origin(entry):
+        raise InvalidInput(f"two plug-ins register the name '{name}'", do="Rename one of them or load only one.")
+    table[name] = entry
+
+
+def _origin(entry: Any) -> Any:
+    return (entry.function.__module__, entry.function.__qualname__) if isinstance(entry, Step) else entry
+
+
+def load_builtins() -> None:
+    """Import every built-in step, workload and runtime, and the installed plug-ins."""
+    for package in ("leanmark.techniques", "leanmark.workloads"):
+        if package not in _loaded:
+            _loaded.add(package)
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                importlib.import_module(f"{package}.{module.name}")
+    importlib.import_module("leanmark.runtimes")
+    if "entry points" not in _loaded:
+        _loaded.add("entry points")
+        for group in ("leanmark.steps", "leanmark.workloads", "leanmark.runtimes"):
+            for point in importlib.metadata.entry_points(group=group):
+                _import_plugin(point.value.split(":", 1)[0])
+
+
+def load_plugins(modules: Iterable[str]) -> None:
+    """Import the modules that a suite names under `plugins`."""
+    for module in modules:
+        _import_plugin(module)
+
+
+def _import_plugin(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise InvalidInput(
+            f"the plug-in '{module}' cannot be imported: {type(error).__name__}: {error}",
+            do="Install it, or take it out of the suite.",
+        ) from error
+
+
+def get_step(name: str) -> Step:
+    """The step of this name. Raises InvalidInput with the nearest name."""
+    return _get(_steps, "step", name)
+
+
+def get_workload(name: str) -> Workload:
+    """The workload of this name. Raises InvalidInput with the nearest name."""
+    return _get(_workloads, "workload", name)
+
+
+def get_runtime(name: str) -> Runtime:
+    """The runtime of this name. Raises InvalidInput with the nearest name."""
+    return _get(_runtimes, "runtime", name)
+
+
+def steps() -> list[Step]:
+    """Every known step, by name."""
+    load_builtins()
+    return [_steps[name] for name in sorted(_steps)]
+
+
+def workloads() -> list[Workload]:
+    """Every known workload, by name."""
+    load_builtins()
+    return [_workloads[name] for name in sorted(_workloads)]
+
+
+def runtimes() -> list[Runtime]:
+    """Every known runtime, by name."""
+    load_builtins()
+    return [_runtimes[name] for name in sorted(_runtimes)]
+
+
+def _get(table: dict[str, Any], kind: str, name: str) -> Any:
+    load_builtins()
+    if name not in table:
+        raise InvalidInput(f"unknown {kind} '{name}'", do=did_you_mean(name, table))
+    return table[name]
+
+
+_models: dict[str, type[BaseModel]] = {}
+
+
+def _parameters(function: StepFunction, name: str) -> type[BaseModel]:
+    if name not in _models:
+        from pydantic import ConfigDict, create_model
+
+        hints = typing.get_type_hints(function, include_extras=True)
+        fields: dict[str, Any] = {
+            key: (hints[key], ... if parameter.default is parameter.empty else parameter.default)
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        _models[name] = create_model(name, __config__=ConfigDict(extra="forbid", strict=False), **fields)
+    return _models[name]
+
+
+def resolve(reference: str) -> Any:
+    """The object that "package.module:name" names. Raises InvalidInput if it cannot be had."""
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise InvalidInput(f"'{reference}' is not of the form package.module:name")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(f"'{reference}' cannot be imported: {error}") from error

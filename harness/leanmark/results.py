@@ -1,0 +1,353 @@
+"""The vocabulary of a run as frozen dataclasses, and its stored JSON.
+
+A stored run is one JSON document that is also a valid pytest-benchmark document.
+Everything that is leanmark's own stands under ``extra_info.leanmark`` of each
+benchmark and under ``leanmark`` at the top; both carry `SCHEMA_VERSION`.
+
+Units are in the names: seconds, bytes. A ratio is variant over reference, so a
+latency ratio below 1 is faster than the reference.
+
+Format history
+1  first version
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from leanmark.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pydantic import TypeAdapter
+
+SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+# JSON values: facts, parameters and environments are open sets of these. (Not a
+# recursive type: pyright and pydantic each read those differently.)
+Json: TypeAlias = Any  # noqa: UP040 - `type` statements need Python 3.12
+
+
+class Status(StrEnum):
+    """What became of a cell, in order of precedence: the first that holds."""
+
+    NOT_APPLICABLE = "not-applicable"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out-of-memory"
+    WRONG = "wrong"
+    INEFFECTIVE = "ineffective"
+    NOISY = "noisy"
+    OK = "ok"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a run with such a cell ends with exit code 5."""
+        return self in (Status.FAILED, Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.WRONG)
+
+
+class Role(StrEnum):
+    """Why a cell is in the plan."""
+
+    VARIANT = "variant"
+    REFERENCE = "reference"  # the fp32 model on the target's own runtime
+    EAGER = "eager"  # the fp32 model in torch eager on the target's device
+    CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One step of a recipe: a registered name and its complete parameters."""
+
+    name: str
+    params: Mapping[str, Json] = field(default_factory=dict[str, Json])
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a variant runs."""
+
+    device: str = "cpu"
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+
+    @property
+    def id(self) -> str:
+        """A short stable name, e.g. ``cpu-onnxruntime-t1-b1``."""
+        return f"{self.device}-{self.runtime}-t{self.threads}-b{self.batch}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Workload x recipe x target: the unit that is planned, measured and judged.
+
+    `steps` is the whole recipe, the lowering that `plan` added included;
+    `lowering` counts how many of its last steps were added. `skip` holds a
+    status and its reason where the plan already knows that the cell cannot run.
+    """
+
+    id: str
+    workload: str
+    recipe: str
+    steps: tuple[StepSpec, ...]
+    target: Target
+    role: Role
+    families: tuple[str, ...]
+    lowering: int = 0
+    skip: tuple[Status, str] | None = None
+
+    @property
+    def block(self) -> str:
+        """Cells of one block share launches with their reference."""
+        return f"{self.workload}/{self.target.id}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval and what it rests on."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+    n: int  # independent units: launches for a duel, test examples for quality
+    method: str
+
+    def excludes(self, truth: float) -> bool:
+        """Whether `truth` lies outside the interval."""
+        return not self.low <= truth <= self.high
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Facts read off the final artifact which prove that a step took effect."""
+
+    step: str
+    effective: bool
+    facts: Mapping[str, Json]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A workload's metric on the test split, over the seeds that were prepared.
+
+    `difference` is variant minus reference on the same test examples, paired;
+    None for the reference itself. Both are in the metric's own unit, as a
+    fraction for accuracies.
+    """
+
+    metric: str
+    score: Interval
+    by_seed: tuple[float, ...]
+    difference: Interval | None = None
+    answers_changed: float | None = None  # fraction of test examples whose answer differs
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one side alone, in seconds a call; tails only with enough samples."""
+
+    calls: int
+    launches: int
+    minimum: float
+    median: float
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    calls_per_second: float
+    cpu_per_wall: float
+    disturbed_turns: float  # fraction
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """What a fresh process pays before its first answer, in seconds and bytes."""
+
+    import_seconds: float
+    load_seconds: float
+    first_call_seconds: float
+    rss_import_bytes: int
+    rss_load_bytes: int
+    rss_first_call_bytes: int
+    rss_peak_bytes: int
+    uss_import_bytes: int | None
+    uss_load_bytes: int | None
+    uss_first_call_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Size of a variant. Parameters and MACs are of its fp32 structure.
+
+    Sizes are of every file of the artifact; `compressed_bytes` is zstd level 19
+    of those files. A None comes with its reason in `notes`.
+    """
+
+    parameters: int | None
+    nonzero_parameters: int | None
+    macs: int | None
+    size_bytes: int
+    compressed_bytes: int
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The one-off cost of preparing, summed over the recipe's own steps."""
+
+    seconds: float
+    peak_rss_bytes: int
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a run knows about one cell."""
+
+    cell: Cell
+    status: Status
+    reason: str = ""
+    artifact: str | None = None  # content hash of the first seed's artifact
+    against_reference: Interval | None = None  # latency ratio, same runtime
+    against_eager: Interval | None = None  # latency ratio, torch eager, same device
+    truth: float | None = None  # the exact latency ratio of a control that has one
+    minimum_detectable_effect: float | None = None  # relative, at the interval's level, power .8
+    timing: Timing | None = None
+    quality: Quality | None = None
+    footprint: Footprint | None = None
+    cold_start: ColdStart | None = None
+    cost: Cost | None = None
+    evidence: tuple[Evidence, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """All results of one execution of a suite on one machine."""
+
+    id: str
+    suite: str
+    title: str
+    started: str  # ISO 8601, UTC
+    seconds: float
+    command: str
+    seeds: tuple[int, ...]
+    environment: Mapping[str, Json]
+    commit: Mapping[str, Json]
+    results: tuple[Result, ...]
+    warnings: tuple[str, ...] = ()
+    complete: bool = True
+    schema_version: int = SCHEMA_VERSION
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table, one row a metric of a cell.
+
+        Columns: run, suite, workload, recipe, target, role, status, metric,
+        value, low, high, n, unit. Missing bounds are NaN.
+        """
+        import pandas as pd
+
+        rows = [
+            {
+                "run": self.id,
+                "suite": self.suite,
+                "cell": result.cell.id,
+                "workload": result.cell.workload,
+                "recipe": result.cell.recipe,
+                "target": result.cell.target.id,
+                "role": result.cell.role.value,
+                "status": result.status.value,
+                **row,
+            }
+            for result in self.results
+            for row in _metric_rows(result)
+        ]
+        columns = "run suite cell workload recipe target role status metric value low high n unit".split()
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _metric_rows(result: Result) -> list[dict[str, Json]]:
+    rows: list[dict[str, Json]] = []
+
+    def add(metric: str, unit: str, value: float | Interval | None, n: int | None = None) -> None:
+        if isinstance(value, Interval):
+            rows.append(
+                {"metric": metric, "unit": unit, "value": value.value, "low": value.low, "high": value.high, "n": value.n}
+            )
+        elif value is not None:
+            rows.append({"metric": metric, "unit": unit, "value": value, "low": None, "high": None, "n": n})
+
+    add("latency_ratio_reference", "ratio", result.against_reference)
+    add("latency_ratio_eager", "ratio", result.against_eager)
+    if result.quality is not None:
+        add(result.quality.metric, "fraction", result.quality.score)
+        add(f"{result.quality.metric}_difference", "fraction", result.quality.difference)
+    if result.timing is not None:
+        timing = result.timing
+        add("latency_median", "seconds", timing.median, timing.calls)
+        add("latency_p90", "seconds", timing.p90, timing.calls)
+        add("latency_p99", "seconds", timing.p99, timing.calls)
+        add("throughput", "calls/second", timing.calls_per_second, timing.calls)
+    if result.footprint is not None:
+        footprint = result.footprint
+        add("size", "bytes", footprint.size_bytes)
+        add("compressed_size", "bytes", footprint.compressed_bytes)
+        add("parameters", "count", footprint.parameters)
+        add("nonzero_parameters", "count", footprint.nonzero_parameters)
+        add("macs", "count", footprint.macs)
+    if result.cold_start is not None:
+        cold = result.cold_start
+        add("cold_start", "seconds", cold.import_seconds + cold.load_seconds + cold.first_call_seconds, 1)
+        add("rss_peak", "bytes", cold.rss_peak_bytes, 1)
+    if result.cost is not None:
+        add("preparation", "seconds", result.cost.seconds, 1)
+    return rows
+
+
+# --- JSON ------------------------------------------------------------------------
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def to_json(value: object) -> Json:
+    """Any of this module's dataclasses as JSON values."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def from_json(kind: type[T], value: Json, source: Path | None = None) -> T:
+    """The dataclass `kind` from JSON values that nobody has checked yet.
+
+    Raises InvalidInput, naming `source`, where they do not fit.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(
+            f"not a valid {kind.__name__.lower()}: {place}: {first['msg']}",
+            where=source,
+            do="It was written by another program or edited by hand; run the suite again.",
+        ) from None
+
+
+def canonical_json(value: Json) -> str:
+    """One text a value: sorted keys, no spaces, no NaN. Used for keys and hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)

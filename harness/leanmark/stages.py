@@ -1,0 +1,333 @@
+"""What steps hand on, and how it lies on disk as an artifact.
+
+A `TorchModel` is an `nn.Module` in eval mode. On disk it is a structure (the
+builder's name, its configuration, and the modules that steps put in place of
+others) and safetensors. A `Program` is something a runtime executes; here, an ONNX
+file. No pickle is written or read.
+
+An artifact is a folder: ``manifest.json`` and the files that it lists. Its content
+hash is the sha256 of the manifest, which holds the sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanmark import codecs
+from leanmark.errors import InvalidInput, PreparationError
+from leanmark.results import canonical_json
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Generator, Tensor, nn
+
+Array = NDArray[Any]
+
+MANIFEST = "manifest.json"
+ARTIFACT_FORMAT = 1
+# Below this many bytes a tensor is not worth a codebook, and stays in the program.
+PACK_MINIMUM_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How an artifact is stored and driven; every step hands it on.
+
+    packed: weights lie in a file of packed weights that is decoded when loaded.
+    extra_call_every: one call more after every so many (the positive control).
+    """
+
+    packed: bool = False
+    extra_call_every: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a step consumes or produces."""
+
+    stage_name: ClassVar[str] = "stage"
+
+
+@dataclass(frozen=True)
+class TorchModel(Stage):
+    """A torch module in eval mode, and how its structure can be built again.
+
+    builder is "package.module:function"; config are its keyword arguments.
+    """
+
+    stage_name: ClassVar[str] = "torch-model"
+    module: nn.Module
+    builder: str
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    delivery: Delivery = Delivery()
+
+    def with_module(self, module: nn.Module) -> TorchModel:
+        """The same model with another module, put into eval mode."""
+        return replace(self, module=module.eval())
+
+
+@dataclass(frozen=True)
+class Program(Stage):
+    """A serialized ONNX model, weights included."""
+
+    stage_name: ClassVar[str] = "program"
+    onnx: bytes
+    delivery: Delivery = Delivery()
+
+    def proto(self) -> ModelProto:
+        """The parsed model."""
+        import onnx
+
+        return onnx.load_model_from_string(self.onnx)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split: arrays by input name, first axis examples; targets if known."""
+
+    inputs: Mapping[str, Array]
+    targets: Array | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def head(self, count: int) -> Split:
+        """The first `count` examples."""
+        targets = None if self.targets is None else self.targets[:count]
+        return Split({name: array[:count] for name, array in self.inputs.items()}, targets)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may use: splits (never test), a seed, and a way to tell progress."""
+
+    splits: Callable[[str], Split]
+    seed: int
+    progress: Callable[[float, str], None] = lambda fraction, text: None
+    metric: str = "accuracy"
+
+    def split(self, name: str) -> Split:
+        """The train, calibration or validation split. The test split is refused."""
+        if name == "test":
+            raise PreparationError("a step asked for the test split", do="Only measuring may read it.")
+        return self.splits(name)
+
+    def generator(self, purpose: str) -> Generator:
+        """A torch generator that depends on the seed and on `purpose` only."""
+        import torch
+
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a recipe made of a workload, on disk."""
+
+    root: Path
+    manifest: Mapping[str, Any]
+
+    @staticmethod
+    def open(root: Path) -> Artifact:
+        """Read the manifest of an artifact. Raises InvalidInput if it is none."""
+        path = root / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"no readable artifact: {error}", where=root) from error
+        if not isinstance(manifest, dict) or manifest.get("format") != ARTIFACT_FORMAT:
+            raise InvalidInput("not an artifact of a format that this version reads", where=path)
+        for name in manifest.get("files", {}):
+            if Path(name).name != name:
+                raise InvalidInput(f"the artifact names a file outside its folder: {name!r}", where=path)
+        return Artifact(root, manifest)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over the manifest, which holds the hash of every file."""
+        return hashlib.sha256((self.root / MANIFEST).read_bytes()).hexdigest()
+
+    @property
+    def stage(self) -> type[Stage]:
+        """`TorchModel` or `Program`."""
+        return {kind.stage_name: kind for kind in (TorchModel, Program)}[self.manifest["stage"]]
+
+    @property
+    def delivery(self) -> Delivery:
+        """How it is stored and driven."""
+        return Delivery(**self.manifest["delivery"])
+
+    def files(self) -> list[Path]:
+        """Every file that would be deployed, the manifest included."""
+        return [self.root / MANIFEST, *(self.root / name for name in sorted(self.manifest["files"]))]
+
+    def load(self) -> TorchModel | Program:
+        """The stage in memory: built again, weights decoded."""
+        if self.stage is TorchModel:
+            return _load_torch(self)
+        proto = self.proto()
+        return Program(proto.SerializeToString(deterministic=True), self.delivery)
+
+    def proto(self) -> ModelProto:
+        """The ONNX model with all its weights. Only for programs."""
+        import onnx
+        from onnx import TensorProto, numpy_helper
+
+        proto = onnx.load_model(self.root / "model.onnx", load_external_data=False)
+        packed = self.packed_weights()
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(numpy_helper.from_array(packed[tensor.name], tensor.name))
+        return proto
+
+    def packed_weights(self) -> dict[str, Array]:
+        """The tensors of the packed file, decoded; empty if there is none."""
+        path = self.root / "weights.packed"
+        return codecs.unpack(path.read_bytes()) if path.exists() else {}
+
+    def tensors(self) -> dict[str, Array]:
+        """Every weight tensor of the file as it is stored, decoded; quantized ones as integers."""
+        if self.stage is Program:
+            from onnx import numpy_helper
+
+            return {tensor.name: numpy_helper.to_array(tensor) for tensor in self.proto().graph.initializer}
+        if self.delivery.packed:
+            return self.packed_weights()
+        from safetensors.numpy import load_file
+
+        return load_file(self.root / "weights.safetensors")
+
+
+def save(stage: TorchModel | Program, root: Path) -> Artifact:
+    """Write a stage into the empty folder `root`.
+
+    Raises PreparationError for a module that could not be built again from what
+    is written.
+    """
+    extra: dict[str, Any] = {}
+    if isinstance(stage, TorchModel):
+        files, extra = _torch_files(stage)
+    else:
+        files = _program_files(stage)
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    manifest = {
+        "format": ARTIFACT_FORMAT,
+        "stage": stage.stage_name,
+        "delivery": {"packed": stage.delivery.packed, "extra_call_every": stage.delivery.extra_call_every},
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        **extra,
+    }
+    (root / MANIFEST).write_text(canonical_json(manifest))
+    return Artifact.open(root)
+
+
+def _torch_files(model: TorchModel) -> tuple[dict[str, bytes], dict[str, Any]]:
+    import safetensors.numpy
+
+    from leanmark.structure import patches
+
+    fresh = build(model.builder, model.config)
+    changed = patches(fresh, model.module)
+    tensors: dict[str, Array] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name, tensor in model.module.state_dict().items():
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and identity in seen:
+            aliases[name] = seen[identity]
+            continue
+        seen[identity] = name
+        tensors[name] = np.ascontiguousarray(tensor.detach().cpu().numpy())
+    if model.delivery.packed:
+        files = {"weights.packed": codecs.pack(tensors)}
+    else:
+        files = {"weights.safetensors": safetensors.numpy.save(tensors)}
+    extra = {"builder": model.builder, "config": dict(model.config), "modules": changed, "aliases": aliases}
+    return files, extra
+
+
+def _load_torch(artifact: Artifact) -> TorchModel:
+    import torch
+
+    from leanmark.structure import apply_patches
+
+    manifest = artifact.manifest
+    module = build(manifest["builder"], manifest["config"])
+    module = apply_patches(module, manifest["modules"])
+    state: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in artifact.tensors().items()}
+    state |= {name: state[source] for name, source in manifest["aliases"].items()}
+    module.load_state_dict(state, strict=True)
+    return TorchModel(module.eval(), manifest["builder"], manifest["config"], artifact.delivery)
+
+
+def build(builder: str, config: Mapping[str, Any]) -> nn.Module:
+    """Call a builder. Raises PreparationError if it returns no module."""
+    from torch import nn
+
+    from leanmark.registry import resolve
+
+    module = resolve(builder)(**config)
+    if not isinstance(module, nn.Module):
+        raise PreparationError(f"'{builder}' returned {type(module).__name__}, not a torch module")
+    return module.eval()
+
+
+def _program_files(program: Program) -> dict[str, bytes]:
+    from onnx import TensorProto, numpy_helper
+
+    proto = program.proto()
+    strip_provenance(proto)
+    if not program.delivery.packed:
+        return {"model.onnx": proto.SerializeToString(deterministic=True)}
+    packed: dict[str, Array] = {}
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes < PACK_MINIMUM_BYTES:
+            continue
+        packed[tensor.name] = array
+        dims, kind = list(tensor.dims), tensor.data_type
+        stub = TensorProto(name=tensor.name, data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", "weights.packed"), ("offset", "0"), ("length", str(array.nbytes))):
+            stub.external_data.add(key=key, value=value)
+        tensor.CopyFrom(stub)
+    return {"model.onnx": proto.SerializeToString(deterministic=True), "weights.packed": codecs.pack(packed)}
+
+
+def strip_provenance(proto: ModelProto) -> None:
+    """Remove what exporters write about the machine: file names, line numbers, stack traces."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    _strip_graph(proto.graph)
+    for function in proto.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            _strip_node(node)
+
+
+def _strip_graph(graph: Any) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for node in graph.node:
+        _strip_node(node)
+
+
+def _strip_node(node: Any) -> None:
+    node.doc_string = ""
+    del node.metadata_props[:]
+    for attribute in node.attribute:
+        attribute.doc_string = ""
+        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
+            _strip_graph(graph)

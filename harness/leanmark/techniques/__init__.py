@@ -1,0 +1,1 @@
+"""Techniques: one file a family, one decorated function a step."""

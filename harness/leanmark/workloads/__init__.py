@@ -1,0 +1,1 @@
+"""Workloads: reference models with their data, one file a family."""
