@@ -10,9 +10,13 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Lt
@@ -246,6 +250,33 @@ def _parameters(function: StepFunction, name: str) -> type[BaseModel]:
         }
         _models[name] = create_model(name, __config__=ConfigDict(extra="forbid", strict=False), **fields)
     return _models[name]
+
+
+@contextmanager
+def import_path(*folders: Path) -> Iterator[None]:
+    """Let modules in these folders be imported, before installed ones."""
+    added = [str(folder) for folder in folders]
+    sys.path[:0] = added
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+def find_source(module: str) -> Path | None:
+    """The file of a Python module, found without importing anything; None if there is none."""
+    search: list[str] | None = None
+    spec = None
+    parts = module.split(".")
+    for index in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: index + 1]), search)
+        if spec is None:
+            return None
+        search = list(spec.submodule_search_locations or [])
+    assert spec is not None
+    return Path(spec.origin) if spec.origin else None
 
 
 def resolve(reference: str) -> Any:

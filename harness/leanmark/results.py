@@ -91,8 +91,9 @@ class Cell:
     """Workload x recipe x target: the unit that is planned, measured and judged.
 
     `steps` is the whole recipe, the lowering that `plan` added included;
-    `lowering` counts how many of its last steps were added. `skip` holds a
-    status and its reason where the plan already knows that the cell cannot run.
+    `lowering` counts how many of its last steps were added. Cells of one `block`
+    share launches with their reference. `skip` holds a status and its reason
+    where the plan already knows that the cell cannot run.
     """
 
     id: str
@@ -100,15 +101,11 @@ class Cell:
     recipe: str
     steps: tuple[StepSpec, ...]
     target: Target
+    block: str
     role: Role
-    families: tuple[str, ...]
+    families: tuple[str, ...] = ()
     lowering: int = 0
     skip: tuple[Status, str] | None = None
-
-    @property
-    def block(self) -> str:
-        """Cells of one block share launches with their reference."""
-        return f"{self.workload}/{self.target.id}"
 
 
 @dataclass(frozen=True)

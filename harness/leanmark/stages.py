@@ -130,10 +130,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a recipe made of a workload, on disk."""
+    """What a recipe made of a workload, on disk.
+
+    `reference` is the workload's unmodified artifact at the same stage where
+    there is one, for evidence that compares.
+    """
 
     root: Path
     manifest: Mapping[str, Any]
+    reference: Artifact | None = None
 
     @staticmethod
     def open(root: Path) -> Artifact:

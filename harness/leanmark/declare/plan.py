@@ -1,0 +1,150 @@
+"""Suite -> cells with stable ids. Pure: reads nothing, imports no torch.
+
+A cell's id is ``workload/recipe/target``; it does not depend on the order of the
+suite, so baselines match across edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from leanmark import registry
+from leanmark.declare.suite import EAGER, REFERENCE, Recipe, Suite, final_stage, stage_problem
+from leanmark.registry import Workload
+from leanmark.results import Cell, Role, Status, Target
+from leanmark.stages import Stage, TorchModel
+
+# What starting a worker takes, in seconds, where nothing better is known.
+_START_SECONDS = {"torch": 3.0, "onnxruntime": 0.6}
+_TRAIN_SECONDS = 30.0
+_STEP_SECONDS = 3.0
+
+Availability = Callable[[str, str], str | None]  # runtime, device -> why it cannot run here
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run will do, in order."""
+
+    suite: Suite
+    cells: tuple[Cell, ...]
+
+    def blocks(self) -> dict[str, tuple[Cell, ...]]:
+        """Cells by block, in order; the reference first."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.block, []).append(cell)
+        return {block: tuple(cells) for block, cells in found.items()}
+
+    def workload(self, name: str) -> Workload:
+        """The declaration of a cell's workload."""
+        return next(workload for workload in self.suite.workloads if workload.name == name)
+
+    def select(self, words: tuple[str, ...]) -> Plan:
+        """Only cells whose id holds one of the words, with their references."""
+        if not words:
+            return self
+        chosen = [cell for cell in self.cells if any(word in cell.id for word in words)]
+        blocks = {cell.block for cell in chosen}
+        anchors = [c for c in self.cells if c.block in blocks and c.role in (Role.REFERENCE, Role.EAGER)]
+        kept = {cell.id for cell in (*chosen, *anchors)}
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.id in kept))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected seconds of a run."""
+
+    prepare_seconds: float
+    measure_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.prepare_seconds + self.measure_seconds
+
+
+def make_plan(suite: Suite, available: Availability = lambda runtime, device: None) -> Plan:
+    """All cells of a suite: both references and every recipe, for each workload and target."""
+    cells: list[Cell] = []
+    for workload in suite.workloads:
+        for target in suite.targets:
+            cells += _block(suite, workload, target, available)
+    return Plan(suite, tuple(cells))
+
+
+def _block(suite: Suite, workload: Workload, target: Target, available: Availability) -> Iterator[Cell]:
+    block = f"{workload.name}/{target.id}"
+    empty = Recipe(REFERENCE, ())
+    yield _cell(workload, empty, target, block, Role.REFERENCE, available)
+    if target.runtime != "torch":
+        eager = replace(target, runtime="torch")
+        cell = _cell(workload, replace(empty, name=EAGER), eager, block, Role.EAGER, available)
+        yield replace(cell, id=f"{workload.name}/{EAGER}/{target.id}")
+    for recipe in suite.recipes:
+        families = {registry.get_step(step.name).family for step in recipe.steps}
+        role = Role.CONTROL if families == {"controls"} else Role.VARIANT
+        yield _cell(workload, recipe, target, block, role, available)
+
+
+def _cell(
+    workload: Workload, recipe: Recipe, target: Target, block: str, role: Role, available: Availability
+) -> Cell:
+    steps, lowering, skip = recipe.steps, 0, None
+    problem = stage_problem(recipe, workload.stage)
+    if problem is not None:
+        skip = (Status.NOT_APPLICABLE, problem[1])
+    else:
+        added = _lowering(final_stage(recipe, workload.stage), target)
+        if added is None:
+            runtime = registry.get_runtime(target.runtime)
+            stage = final_stage(recipe, workload.stage).__name__
+            skip = (Status.NOT_APPLICABLE, f"it ends as a {stage}, and {runtime.title} runs a {runtime.executes.__name__}")
+        else:
+            steps, lowering = (*steps, *added), len(added)
+    reason = available(target.runtime, target.device)
+    if skip is None and reason is not None:
+        skip = (Status.SKIPPED, reason)
+    families = tuple(dict.fromkeys(registry.get_step(step.name).family for step in recipe.steps))
+    return Cell(
+        id=f"{workload.name}/{recipe.name}/{target.id}",
+        workload=workload.name,
+        recipe=recipe.name,
+        steps=steps,
+        target=target,
+        block=block,
+        role=role,
+        families=families,
+        lowering=lowering,
+        skip=skip,
+    )
+
+
+def _lowering(stage: type[Stage], target: Target) -> tuple[registry.StepSpec, ...] | None:
+    """The steps that bring a stage to what the runtime executes; None if there are none."""
+    runtime = registry.get_runtime(target.runtime)
+    if stage is runtime.executes:
+        return ()
+    return runtime.lowering if stage is TorchModel and runtime.lowering else None
+
+
+def estimate(plan: Plan, prepared: Callable[[Cell], float | None], jobs: int) -> Estimate:
+    """Expected time of a run.
+
+    `prepared` tells the seconds that preparing a cell will take: 0 if it lies in
+    the store, None if nobody knows. A block's launches are shared by its cells.
+    """
+    prepare = 0.0
+    for workload in {cell.workload for cell in plan.cells}:
+        own = [cell for cell in plan.cells if cell.workload == workload and cell.skip is None]
+        known = [prepared(cell) for cell in own]
+        prepare += sum(seconds if seconds is not None else _STEP_SECONDS * max(1, len(cell.steps))
+                       for cell, seconds in zip(own, known, strict=True)) * len(plan.suite.seeds)  # fmt: skip
+        if own and all(seconds is None for seconds in known) and plan.workload(workload).train:
+            prepare += _TRAIN_SECONDS
+    measure = 0.0
+    for cells in plan.blocks().values():
+        active = [cell for cell in cells if cell.skip is None]
+        starts = sum(_START_SECONDS.get(cell.target.runtime, 3.0) for cell in active)
+        measure += len(active) * plan.suite.budget_seconds + starts * (plan.suite.launches + 1) / jobs
+    return Estimate(prepare / jobs, measure)

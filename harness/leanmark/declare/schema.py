@@ -1,0 +1,194 @@
+"""What a suite's YAML may hold: the declarations as written, units parsed.
+
+Names are only checked for their form here; `suite` checks what they mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from leanmark import registry
+from leanmark.declare.document import Document, Location
+from leanmark.errors import InvalidInput, did_you_mean
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$"
+IMPORT_PATTERN = r"^[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+_SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def _seconds(value: object) -> object:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a time needs a number and a unit: 500ms, 1s, 2min, 1h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _percent(value: object) -> object:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|pp)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a tolerance needs a number and a unit: 2% or 0.5pp")
+    return float(match[1]) / 100
+
+
+def _switch(value: object) -> object:
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str), Field(gt=0, le=7 * 86400)]
+Tolerance = Annotated[float, BeforeValidator(_percent, json_schema_input_type=str), Field(ge=0, le=1)]
+Switch = Annotated[bool, BeforeValidator(_switch, json_schema_input_type=Literal["on", "off"] | bool)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+ImportName = Annotated[str, Field(pattern=IMPORT_PATTERN)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TargetDeclaration(_Strict):
+    """Where and how variants run."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    runtime: str = "onnxruntime"
+    threads: int = Field(default=1, ge=1, le=1024)
+    batch: int = Field(default=1, ge=1, le=65536)
+
+
+class MeasureDeclaration(_Strict):
+    """How long and how often to measure. `budget` is seconds of turns a cell."""
+
+    budget: Seconds = 2.0
+    launches: int = Field(default=5, ge=4, le=1000)
+
+
+class PrepareDeclaration(_Strict):
+    """Limits of preparing one recipe."""
+
+    timeout: Seconds = 1800.0
+
+
+class ToleranceDeclaration(_Strict):
+    """How much worse a metric may get before the gate fails."""
+
+    tolerance: Tolerance
+
+
+class GateDeclaration(_Strict):
+    """Tolerances of the gate."""
+
+    latency: ToleranceDeclaration = ToleranceDeclaration.model_construct(tolerance=0.02)
+    quality: ToleranceDeclaration = ToleranceDeclaration.model_construct(tolerance=0.005)
+    size: ToleranceDeclaration = ToleranceDeclaration.model_construct(tolerance=0.0)
+
+
+class ModelWorkload(_Strict):
+    """A user's own torch model."""
+
+    name: Name
+    model: ImportName
+    data: ImportName
+    metric: str = "accuracy"
+    config: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] | None = None
+    title: str = ""
+
+
+class OnnxWorkload(_Strict):
+    """A user's own ONNX file."""
+
+    onnx: str
+    inputs: str
+    name: Name | None = None
+    metric: str = "agreement"
+    title: str = ""
+
+
+class SuiteDeclaration(_Strict):
+    """The file, as written. What names mean is checked afterwards."""
+
+    suite: Name
+    title: str = ""
+    analysis: str = ""
+    workloads: list[str | dict[str, Any]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[0], min_length=1)
+    recipes: dict[str, list[str | dict[str, Any]]] = Field(default_factory=dict)
+    targets: list[TargetDeclaration] = Field(min_length=1)
+    prepare: PrepareDeclaration = PrepareDeclaration()
+    measure: MeasureDeclaration = MeasureDeclaration()
+    gate: GateDeclaration = GateDeclaration()
+    controls: Switch = True
+    plugins: list[str] = Field(default_factory=list)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a suite, for editors."""
+    schema = SuiteDeclaration.model_json_schema()
+    step_schemas = {step.name: step.parameters.model_json_schema() for step in registry.steps()}
+    step_object = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "properties": {
+            step.name: {"description": step.summary, "type": ["object", "null"], "properties": _open_to_sweeps(step_schemas[step.name])}
+            for step in registry.steps()
+        },
+        "additionalProperties": False,
+    }
+    step_choice = {"anyOf": [{"enum": [step.name for step in registry.steps()]}, step_object]}
+    schema["properties"]["recipes"]["additionalProperties"] = {"type": "array", "items": step_choice}
+    runtime_names = [runtime.name for runtime in registry.runtimes()]
+    schema["$defs"]["TargetDeclaration"]["properties"]["runtime"]["enum"] = runtime_names
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "leanmark suite"}
+
+
+def _open_to_sweeps(schema: Mapping[str, Any]) -> dict[str, Any]:
+    sweep = {"type": "object", "required": ["sweep"], "properties": {"sweep": {"type": "array", "minItems": 1}}}
+    return {name: {"anyOf": [value, sweep]} for name, value in schema.get("properties", {}).items()}
+
+
+def explain(
+    error: ValidationError, document: Document, base: Location, model: type[BaseModel], what: str = ""
+) -> InvalidInput:
+    """The first of pydantic's findings as one sentence with its position."""
+    first = error.errors()[0]
+    location: Location = (*base, *first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        return InvalidInput(
+            f"{what}unknown key '{first['loc'][-1]}'",
+            where=document.position(location, key=True),
+            do=did_you_mean(str(first["loc"][-1]), known),
+        )
+    if first["type"] == "missing":
+        return InvalidInput(f"{what}'{first['loc'][-1]}' is missing", where=document.position(location[:-1]))
+    name = ".".join(str(part) for part in first["loc"] if part in _known_parts(document, base, first["loc"]))
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    message = re.sub(r"^(Value error|Assertion failed), ", "", first["msg"])
+    return InvalidInput(
+        f"{what}{name or 'suite'} = {shown}: {message[:1].lower()}{message[1:]}",
+        where=document.position(location),
+    )
+
+
+def _known_parts(document: Document, base: Location, parts: tuple[str | int, ...]) -> set[str | int]:
+    """The parts of pydantic's location that exist in the file (it adds union members)."""
+    return {part for index, part in enumerate(parts) if (*base, *parts[: index + 1]) in document.values}
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation if part in current.model_fields else None
+        arguments = getattr(annotation, "__args__", ())
+        candidates = [annotation, *arguments]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if current is None:
+            return []
+    return list(current.model_fields)
