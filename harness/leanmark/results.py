@@ -14,6 +14,7 @@ Format history
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -322,8 +323,18 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 
 def to_json(value: object) -> Json:
-    """Any of this module's dataclasses as JSON values."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    """A dataclass as JSON values; a number that is not finite becomes null."""
+    return _finite(_adapter(type(value)).dump_python(value, mode="json"))
+
+
+def _finite(value: Json) -> Json:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
 
 
 def from_json(kind: type[T], value: Json, source: Path | None = None) -> T:

@@ -1,0 +1,199 @@
+"""From what was prepared, inspected and measured to the results of a run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from leanmark import registry, stats
+from leanmark.declare.plan import Plan
+from leanmark.measure import paired
+from leanmark.measure.paired import Launch
+from leanmark.prepare.recipe import Prepared
+from leanmark.processes import Death
+from leanmark.results import Cell, ColdStart, Footprint, Interval, Quality, Result, Role, Status
+
+# A cell is noisy when more than this share of its turns was disturbed.
+NOISY_SHARE = 0.3
+# A side against itself: no measurement, so no samples.
+ITSELF = Interval(1.0, 1.0, 1.0, stats.LEVEL, 0, "by definition")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What the fresh process of a cell showed, compared with its reference."""
+
+    quality: Quality | None = None
+    cold_start: ColdStart | None = None
+    footprint: Footprint | None = None
+    difference: float | None = None  # largest, relative, from the reference's answers
+    death: tuple[Status, str] | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a run has gathered so far."""
+
+    prepared: Mapping[str, tuple[Prepared, ...]] = field(default_factory=dict[str, "tuple[Prepared, ...]"])
+    inspected: Mapping[str, Inspected] = field(default_factory=dict[str, Inspected])
+    launches: Mapping[str, Sequence[Launch]] = field(default_factory=dict[str, "Sequence[Launch]"])
+
+
+def results(plan: Plan, findings: Findings) -> tuple[Result, ...]:
+    """The result of every cell, in the plan's order."""
+    return tuple(
+        _result(cell, cells, findings) for cells in plan.blocks().values() for cell in cells
+    )
+
+
+def runnable(cell: Cell, findings: Findings) -> bool:
+    """Whether a cell was prepared for every seed, so that it can be run."""
+    prepared = findings.prepared.get(cell.id, ())
+    return cell.skip is None and bool(prepared) and all(item.content is not None for item in prepared)
+
+
+def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
+    if cell.skip is not None:
+        return Result(cell, *cell.skip)
+    prepared = findings.prepared.get(cell.id, ())
+    if not prepared:
+        return Result(cell, Status.SKIPPED, "the run ended before it was prepared")
+    inspected = findings.inspected.get(cell.id, Inspected())
+    launches = findings.launches.get(cell.block, ())
+    first = prepared[0]
+    result = Result(
+        cell,
+        Status.OK,
+        artifact=first.content,
+        quality=inspected.quality,
+        footprint=inspected.footprint,
+        cold_start=inspected.cold_start,
+        cost=first.cost,
+        evidence=first.evidence,
+        timing=paired.timing(launches, cell.id),
+    )
+    result = _with_ratios(result, block, launches)
+    status, reason = _status(cell, prepared, inspected, launches, result)
+    return replace(result, status=status, reason=reason)
+
+
+def _with_ratios(result: Result, block: Sequence[Cell], launches: Sequence[Launch]) -> Result:
+    cell = result.cell
+    if result.timing is None:
+        return result
+    reference = next(item for item in block if item.role is Role.REFERENCE)
+    eager = next((item for item in block if item.role is Role.EAGER), reference)
+    to_reference = _compare(launches, cell.id, reference.id)
+    reference_to_eager = _compare(launches, reference.id, eager.id)
+    to_eager = _compare(launches, cell.id, eager.id)
+    if to_reference is not None and reference_to_eager is not None and cell.role is not Role.EAGER:
+        to_eager = to_reference.times(reference_to_eager) if cell is not reference else reference_to_eager
+    return replace(
+        result,
+        against_reference=ITSELF if cell is reference else _interval(to_reference),
+        against_eager=ITSELF if cell is eager else _interval(to_eager),
+        minimum_detectable_effect=None if to_reference is None else to_reference.minimum_detectable_effect(),
+        truth=_truth(result),
+    )
+
+
+def _compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio | None:
+    """None for a side with itself, and where too few launches have both."""
+    if side == reference:
+        return None
+    try:
+        return paired.compare(launches, side, reference)
+    except ValueError:
+        return None
+
+
+def _interval(ratio: stats.LogRatio | None) -> Interval | None:
+    return None if ratio is None else ratio.interval()
+
+
+def _truth(result: Result) -> float | None:
+    """The exact latency ratio of a control."""
+    if result.cell.role is not Role.CONTROL:
+        return None
+    for evidence in result.evidence:
+        every = evidence.facts.get("extra_call_every")
+        if isinstance(every, int):
+            return 1 + 1 / every
+    return 1.0
+
+
+def _status(
+    cell: Cell, prepared: Sequence[Prepared], inspected: Inspected, launches: Sequence[Launch], result: Result
+) -> tuple[Status, str]:
+    """The first status that holds, in the order of `Status`, with its reason."""
+    found: list[tuple[Status, str]] = [
+        (item.status, _for_seed(item.reason, index, prepared)) for index, item in enumerate(prepared)
+    ]
+    if inspected.death is not None:
+        found.append(inspected.death)
+    death = next((launch.deaths[cell.id] for launch in launches if cell.id in launch.deaths), None)
+    if death is not None:
+        found.append((death.status, f"while it was measured: {death.reason}"))
+    found.append(_wrong(cell, inspected))
+    if result.timing is not None and result.timing.disturbed_turns > NOISY_SHARE:
+        found.append((Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs"))
+    if _lacks_explanation(result, found):
+        found.append(_unmeasured(cell, launches))
+    order = list(Status)
+    return min(found, key=lambda item: order.index(item[0]))
+
+
+def _lacks_explanation(result: Result, found: Sequence[tuple[Status, str]]) -> bool:
+    """Whether nothing explains yet why a cell has no latency ratio."""
+    failed = any(status.is_failure or status is Status.NOT_APPLICABLE for status, _ in found)
+    return result.against_reference is None and not failed
+
+
+def _unmeasured(cell: Cell, launches: Sequence[Launch]) -> tuple[Status, str]:
+    for launch in launches:
+        for name, death in launch.deaths.items():
+            if name != cell.id:
+                return Status.SKIPPED, f"no latency: its reference ended ({death.reason})"
+    return Status.SKIPPED, "no latency: fewer launches than an interval needs"
+
+
+def _for_seed(reason: str, index: int, prepared: Sequence[Prepared]) -> str:
+    return f"trial {index + 1} of {len(prepared)}: {reason}" if reason and len(prepared) > 1 else reason
+
+
+def _wrong(cell: Cell, inspected: Inspected) -> tuple[Status, str]:
+    """A recipe of exact steps only must answer as its reference does."""
+    own = cell.steps[: len(cell.steps) - cell.lowering]
+    limits = [registry.get_step(spec.name).exact for spec in own]
+    exact = [limit for limit in limits if limit is not None]
+    if own and len(exact) == len(limits) and inspected.difference is not None:
+        limit = sum(exact)
+        if not inspected.difference <= limit:
+            what = f"every step says that it is exact (to {limit:g}), but an answer moved by {inspected.difference:.3g}"
+            return Status.WRONG, what
+    return Status.OK, ""
+
+
+def control_warnings(found: Sequence[Result], launches: Mapping[str, Sequence[Launch]], tolerance: float) -> tuple[str, ...]:
+    """What the run's own controls say against it, at the level corrected for their number."""
+    controls = [result for result in found if result.cell.role is Role.CONTROL and result.against_reference is not None]
+    warnings: list[str] = []
+    for result in controls:
+        level = 1 - (1 - stats.LEVEL) / len(controls)
+        reference = f"{result.cell.workload}/fp32/{result.cell.target.id}"
+        ratio = _compare(launches.get(result.cell.block, ()), result.cell.id, reference)
+        if ratio is None:
+            continue
+        interval = ratio.interval(level)
+        shown = f"{interval.value:.3f}x [{interval.low:.3f}, {interval.high:.3f}]"
+        if result.truth == 1.0 and (interval.low > 1 + tolerance or interval.high < 1 / (1 + tolerance)):
+            warnings.append(
+                f"control failed: {result.cell.id} is the same model as its reference but reads {shown}; "
+                "do not trust differences of this size"
+            )
+        if result.truth not in (None, 1.0) and not interval.excludes(1.0):
+            warnings.append(
+                f"control failed: {result.cell.id} is {result.truth:.3f}x by construction but reads {shown}; "
+                "such a slowdown cannot be seen with this budget"
+            )
+    return tuple(warnings)

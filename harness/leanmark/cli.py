@@ -1,0 +1,244 @@
+"""The command line: one command a function; no logic."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+
+import typer
+
+from leanmark import __version__
+from leanmark.errors import EXIT_CELLS_FAILED, EXIT_INTERNAL, EXIT_INTERRUPTED, InvalidInput, LeanmarkError
+
+if TYPE_CHECKING:
+    from leanmark.planned import Options
+
+app = typer.Typer(
+    name="leanmark",
+    help="Benchmark inference optimizations: paired, with evidence, on the artifact that would be deployed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Suite = Annotated[str, typer.Argument(help="Name of a built-in suite, or path of a suite file.")]
+Only = Annotated[Optional[list[str]], typer.Option("--only", help="Only cells whose id holds this text; repeatable.")]
+Budget = Annotated[Optional[float], typer.Option("--budget", min=0.01, help="Seconds of turns a cell.")]
+Launches = Annotated[Optional[int], typer.Option("--launches", min=4, max=1000, help="Fresh sets of worker processes.")]
+Jobs = Annotated[Optional[int], typer.Option("--jobs", min=1, help="Preparations side by side; default: all cores.")]
+Runs = Annotated[Optional[Path], typer.Option("--out", help="Folder of runs; default: $LEANMARK_RUNS or leanmark-runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"leanmark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Benchmark inference optimizations: paired, with evidence, on the artifact that would be deployed."""
+
+
+@app.command()
+def run(
+    suite: Suite,
+    only: Only = None,
+    budget: Budget = None,
+    launches: Launches = None,
+    jobs: Jobs = None,
+    out: Runs = None,
+    resume: Annotated[Optional[str], typer.Option("--resume", help="Go on with an interrupted run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare, measure and publish every cell of a suite.
+
+    Exit code 0: all cells done. 5: some failed, timed out, ran out of memory or were wrong.
+    """
+    from leanmark.planned import Options
+    from leanmark.publish.console import make_console, running
+
+    options = Options(out, tuple(only or ()), budget, launches, jobs, resume, shlex.join(["leanmark", *sys.argv[1:]]))
+    console = make_console(stderr=as_json)
+    with running(console) as advance:
+        finished, folder = _run(suite, options, advance)
+    page = _page(folder)
+    if as_json:
+        typer.echo((folder / "run.json").read_text(), nl=False)
+    else:
+        from leanmark.publish.summary import print_run
+
+        print_run(finished, console)
+        console.print(f"Leaderboard: {page}", soft_wrap=True, highlight=False)
+    if any(result.status.is_failure for result in finished.results):
+        raise typer.Exit(EXIT_CELLS_FAILED)
+
+
+def _run(suite: str, options: Options, advance: Any) -> Any:
+    from leanmark.errors import Interrupted, StorageFull
+    from leanmark.runner import RunStopped, run_suite
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run_suite(suite, options, advance)
+    except RunStopped as stopped:
+        arguments = [word for word in sys.argv[1:] if not word.startswith("--resume")]
+        command = shlex.join(["leanmark", *arguments, f"--resume={stopped.folder.name}"])
+        advice = f"What was measured is kept. Go on with: {command}"
+        if isinstance(stopped.cause, StorageFull):
+            raise StorageFull(stopped.cause.what, where=stopped.cause.where, do=advice) from None
+        raise Interrupted("interrupted", do=advice) from None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _page(folder: Path) -> Path:
+    from leanmark.judge import store
+    from leanmark.prepare.artifacts import default_store
+    from leanmark.publish import site
+
+    page = folder / store.PAGE
+    site.write_page(store.read_run(folder), page, cache=default_store().parent / "pages")
+    return page.resolve()
+
+
+@app.command()
+def plan(suite: Suite, only: Only = None, budget: Budget = None, launches: Launches = None, as_json: AsJson = False) -> None:
+    """Print the cells of a suite and the time that a run should take; runs nothing."""
+    from leanmark.planned import Options, plan_suite
+    from leanmark.publish import listing
+
+    planned = plan_suite(suite, Options(only=tuple(only or ()), budget_seconds=budget, launches=launches))
+    expected = planned.estimate()
+    if as_json:
+        typer.echo(json.dumps(listing.plan_json(planned.plan.suite.name, planned.plan.cells, expected.seconds), indent=1))
+    else:
+        listing.print_plan(planned.plan.suite.name, planned.plan.cells, expected.prepare_seconds, expected.measure_seconds)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="steps, workloads, suites, runtimes or runs.")],
+    out: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what there is: steps, workloads, suites, runtimes or runs."""
+    from leanmark.catalogue import entries
+    from leanmark.publish import listing
+
+    found = entries(what, out)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        listing.print_entries(what, found)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Id or folder of a run, or 'latest'.")],
+    out: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the table of a stored run and write its page again."""
+    from leanmark.judge import store
+    from leanmark.publish.console import make_console
+    from leanmark.publish.summary import print_run
+
+    folder = store.find_run(run, out or store.default_runs())
+    if as_json:
+        store.read_run(folder)
+        typer.echo((folder / store.DOCUMENT if folder.is_dir() else folder).read_text(), nl=False)
+        return
+    console = make_console()
+    print_run(store.read_run(folder), console)
+    if folder.is_dir():
+        console.print(f"Leaderboard: {_page(folder)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def duel(
+    first: Annotated[Path, typer.Argument(metavar="A.onnx", help="The one that is asked about.")],
+    second: Annotated[Path, typer.Argument(metavar="B.onnx", help="The one it is compared with.")],
+    data: Annotated[Path, typer.Option("--data", help="Inputs: an .npz with an array for each of the models' inputs.")],
+    budget: Annotated[float, typer.Option("--budget", min=0.01, help="Seconds of turns a side.")] = 5.0,
+    launches: Annotated[int, typer.Option("--launches", min=4, max=1000, help="Fresh pairs of processes.")] = 5,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads a side.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Examples a call.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the latency of two ONNX models, paired; no suite needed."""
+    from leanmark.duel import fight
+    from leanmark.publish.console import make_console, running
+    from leanmark.publish.listing import print_duel
+    from leanmark.results import to_json
+
+    console = make_console(stderr=as_json)
+    with running(console) as advance:
+        outcome = fight(first, second, data, budget, launches, threads, batch, advance)
+    if as_json:
+        typer.echo(json.dumps(to_json(outcome), indent=1))
+    else:
+        print_duel(outcome, console)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Id or folder of a run, or 'latest'.")],
+    cell: Annotated[str, typer.Argument(help="Id of a cell, or as much of it as is unique.")],
+    to: Annotated[Optional[Path], typer.Option("--to", help="Folder to write; default: named after the cell.")] = None,
+    out: Runs = None,
+) -> None:
+    """Copy the artifact of a cell, with a script that loads it."""
+    from leanmark.delivery import export_cell
+    from leanmark.judge import store
+
+    folder = export_cell(store.find_run(run, out or store.default_runs()), cell, to)
+    typer.echo(f"Wrote {folder}; try: python {folder / 'load.py'}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suites, for editors."""
+    from leanmark.declare.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1))
+
+
+def main() -> None:
+    """The entry point: every error of a user's becomes one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except LeanmarkError as error:
+        _fail(error.message, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        _fail(InvalidInput(f"{error.strerror or error}", where=error.filename).message, InvalidInput.exit_code)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        _fail(f"this is a fault of leanmark's own: {error!r}. Please report it with the lines above.", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"leanmark: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

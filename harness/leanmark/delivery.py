@@ -1,0 +1,102 @@
+"""`leanmark export`: the artifact of a cell in a folder of its own, with a script that loads it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from leanmark.errors import InvalidInput, did_you_mean
+from leanmark.judge import store as runs
+from leanmark.prepare.artifacts import Store, default_store, writing_to
+from leanmark.results import Result
+from leanmark.stages import Artifact, Program
+
+_ONNX = '''"""Loads {cell}."""
+
+from pathlib import Path
+
+import onnxruntime
+
+session = onnxruntime.InferenceSession(str(Path(__file__).parent / "model.onnx"))
+
+if __name__ == "__main__":
+    for value in session.get_inputs():
+        print("input ", value.name, value.shape, value.type)
+    for value in session.get_outputs():
+        print("output", value.name, value.shape, value.type)
+    # answers = session.run(None, {{"{input}": array}})
+'''
+
+_PACKED = '''"""Loads {cell}; its packed weights are decoded first, which needs leanmark installed."""
+
+from pathlib import Path
+
+import onnxruntime
+
+from leanmark.stages import Artifact
+
+program = Artifact.open(Path(__file__).parent).load()
+session = onnxruntime.InferenceSession(program.onnx)
+
+if __name__ == "__main__":
+    for value in session.get_inputs():
+        print("input ", value.name, value.shape, value.type)
+    # answers = session.run(None, {{"{input}": array}})
+'''
+
+_TORCH = '''"""Loads {cell}; its structure is built by {builder}, which must be importable."""
+
+from pathlib import Path
+
+from leanmark.stages import Artifact
+
+module = Artifact.open(Path(__file__).parent).load().module
+
+if __name__ == "__main__":
+    print(module)
+    # with torch.inference_mode():
+    #     answers = module(inputs)
+'''
+
+
+def export_cell(run: Path, cell: str, to: Path | None) -> Path:
+    """Write the artifact of one cell of a run; returns the folder. Raises InvalidInput."""
+    result = find_result(runs.read_run(run).results, cell)
+    if result.artifact is None:
+        raise InvalidInput(f"{result.cell.id} has no artifact: {result.status} ({result.reason})")
+    store = Store(default_store())
+    try:
+        artifact = store.open(result.artifact)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"the artifact of {result.cell.id} is no longer in the store", do="Run the suite again; then export."
+        ) from error
+    folder = to or Path(re.sub(r"[^A-Za-z0-9._-]+", "-", result.cell.id))
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidInput("is not empty", where=folder, do="Choose another folder with --to.")
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in artifact.files():
+            shutil.copyfile(path, folder / path.name)
+        (folder / "load.py").write_text(_script(artifact, result))
+    return folder
+
+
+def find_result(results: tuple[Result, ...], cell: str) -> Result:
+    """The result whose id is `cell`, or the only one that holds it."""
+    exact = [result for result in results if result.cell.id == cell]
+    found = exact or [result for result in results if cell in result.cell.id]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(result.cell.id for result in found[:5])
+        raise InvalidInput(f"'{cell}' fits {len(found)} cells", do=f"Say more of it: {names}.")
+    raise InvalidInput(f"the run has no cell '{cell}'", do=did_you_mean(cell, [result.cell.id for result in results]))
+
+
+def _script(artifact: Artifact, result: Result) -> str:
+    if artifact.stage is not Program:
+        return _TORCH.format(cell=result.cell.id, builder=artifact.manifest["builder"])
+    name = next(iter(value.name for value in artifact.proto().graph.input))
+    return (_PACKED if artifact.delivery.packed else _ONNX).format(cell=result.cell.id, input=name)

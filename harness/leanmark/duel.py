@@ -1,0 +1,108 @@
+"""`leanmark duel`: two ONNX files against each other, without a suite."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from leanmark import stats
+from leanmark.errors import InvalidInput, LeanmarkError
+from leanmark.measure import paired
+from leanmark.measure.paired import Launch, Side, available_cpus, run_launch
+from leanmark.processes import kill_all
+from leanmark.results import Interval, Target, Timing
+from leanmark.stages import Program, Split, save
+from leanmark.workloads import splits
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The latency of `first` over that of `second`, with each side's own figures."""
+
+    first: str
+    second: str
+    ratio: Interval
+    minimum_detectable_effect: float
+    first_timing: Timing
+    second_timing: Timing
+    target: Target
+    pinned: bool
+
+
+class DuelError(LeanmarkError):
+    """A side of a duel could not be run."""
+
+    exit_code = InvalidInput.exit_code
+
+
+def fight(
+    first: Path,
+    second: Path,
+    data: Path,
+    budget_seconds: float,
+    launches: int,
+    threads: int,
+    batch: int,
+    advance: Callable[[float, str], None],
+) -> Duel:
+    """Measure two ONNX models as a duel. Raises LeanmarkError."""
+    with tempfile.TemporaryDirectory(prefix="leanmark-duel-") as scratch:
+        root = Path(scratch)
+        target = Target(threads=threads, batch=batch)
+        _store_inputs(data, root / "splits")
+        sides = [_side(path, name, root, target) for name, path in (("second", second), ("first", first))]
+        done: list[Launch] = []
+        try:
+            for number in range(launches):
+                label = f"launch {number + 1} of {launches}"
+                launch = run_launch(
+                    sides,
+                    number=number,
+                    seconds=budget_seconds / launches,
+                    cpus=available_cpus(),
+                    seed=0,
+                    calls_a_turn=done[0].facts.calls_a_turn if done else None,
+                    progress=lambda share, n=number, text=label: advance((n + share) / launches, text),
+                )
+                for name, death in launch.deaths.items():
+                    raise DuelError(f"cannot be run: {death.reason}", where=first if name == "first" else second)
+                done.append(launch)
+        finally:
+            kill_all()
+    ratio = paired.compare(done, "first", "second")
+    one, two = paired.timing(done, "first"), paired.timing(done, "second")
+    assert one is not None and two is not None
+    pinned = all(launch.facts.pinned for launch in done)
+    return Duel(
+        str(first), str(second), ratio.interval(stats.LEVEL), ratio.minimum_detectable_effect(), one, two, target, pinned
+    )
+
+
+def _side(path: Path, name: str, root: Path, target: Target) -> Side:
+    import onnx
+
+    try:
+        model = onnx.load_model(str(path))
+    except Exception as error:
+        raise InvalidInput(f"is no ONNX model that can be read: {error}", where=path) from error
+    folder = root / name
+    folder.mkdir()
+    save(Program(model.SerializeToString(deterministic=True)), folder)
+    return Side(name, folder, target, root / "splits")
+
+
+def _store_inputs(data: Path, root: Path) -> None:
+    try:
+        with np.load(data, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if name != "targets"}
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"is no .npz of inputs that can be read: {error}", where=data) from error
+    if not arrays or any(array.ndim == 0 or not len(array) for array in arrays.values()):
+        raise InvalidInput("holds no examples", where=data, do="Every array needs examples along its first axis.")
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise InvalidInput("its arrays have different numbers of examples", where=data)
+    splits.store({"test": Split(arrays)}, root)

@@ -1,0 +1,308 @@
+"""Runs on disk: the document, the journal that a killed run resumes from, the raw samples.
+
+A run is a folder: ``journal.jsonl`` while it goes on, ``run.json`` when it is done,
+``samples/`` with the turns of every launch, ``index.html``. The document is a valid
+pytest-benchmark document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanmark import __version__
+from leanmark.errors import InvalidInput, LeanmarkError, StorageFull, did_you_mean
+from leanmark.results import SCHEMA_VERSION, Result, Run, from_json, to_json
+
+DOCUMENT = "run.json"
+JOURNAL = "journal.jsonl"
+SAMPLES = "samples"
+PAGE = "index.html"
+MAX_DOCUMENT_BYTES = 1_000_000_000
+
+Array = NDArray[Any]
+
+
+def default_runs() -> Path:
+    """Where runs lie: $LEANMARK_RUNS, or ``leanmark-runs`` in the current folder."""
+    return Path(os.environ.get("LEANMARK_RUNS", "leanmark-runs"))
+
+
+def create_folder(path: Path) -> None:
+    """Make the folder of a run. Raises InvalidInput if it cannot be written."""
+    with telling(path):
+        (path / SAMPLES).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"x" * 65536)
+            probe.flush()
+
+
+@contextlib.contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing into an error with advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(
+                "the disk is full", where=path, do="Free some space, then resume; what was measured is kept."
+            ) from error
+        raise InvalidInput(
+            f"cannot be written: {error.strerror}", where=path, do="Choose another folder with --out."
+        ) from error
+
+
+class Journal:
+    """One JSON value a line, synced; a line that was cut short is dropped when read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+
+    def append(self, kind: str, **values: Any) -> None:
+        """Add an entry and sync it. Where the disk is full the journal stays as it was."""
+        line = json.dumps({"kind": kind, **values}, allow_nan=False).encode() + b"\n"
+        with telling(self.path):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                size = os.fstat(descriptor).st_size
+                try:
+                    _write_all(descriptor, line)
+                    os.fsync(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, size)
+                    raise
+            finally:
+                os.close(descriptor)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every whole entry. Cuts a half-written last line off the file."""
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise InvalidInput(
+                "there is no journal to resume from", where=self.path, do="`leanmark list runs` shows what there is."
+            ) from error
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) != len(content):
+            with telling(self.path), self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        try:
+            found = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise InvalidInput(f"the journal is damaged: {error}", where=self.path) from error
+        if not all(isinstance(entry, dict) and "kind" in entry for entry in found):
+            raise InvalidInput("the journal is damaged", where=self.path)
+        return found
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Replace a file in one step, synced."""
+    with telling(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_samples(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
+    """Store the raw turns of one launch, compressed."""
+    path = folder / SAMPLES / f"{name}.npz"
+    with telling(path):
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, **dict(arrays))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def read_samples(folder: Path, name: str) -> dict[str, Array]:
+    """The raw turns of one launch."""
+    path = folder / SAMPLES / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the samples cannot be read: {error}", where=path) from error
+
+
+# --- the document ----------------------------------------------------------------
+
+
+def document(run: Run, turns: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The run as a pytest-benchmark document.
+
+    `turns` holds seconds a call of every turn, by cell id; cells without turns
+    stand under the top-level key ``leanmark`` only.
+    """
+    header = to_json(run)
+    del header["results"]
+    measured = [result for result in run.results if turns.get(result.cell.id)]
+    unmeasured = [result for result in run.results if not turns.get(result.cell.id)]
+    return {
+        "machine_info": _machine_info(run),
+        "commit_info": dict(run.commit),
+        "benchmarks": [_benchmark(result, turns[result.cell.id]) for result in measured],
+        "datetime": run.started,
+        "version": _pytest_benchmark_version(),
+        "leanmark": {
+            **header,
+            "producer": f"leanmark {__version__}",
+            "cells": [result.cell.id for result in run.results],
+            "unmeasured": [to_json(result) for result in unmeasured],
+        },
+    }
+
+
+def _benchmark(result: Result, turns: Sequence[float]) -> dict[str, Any]:
+    from pytest_benchmark.stats import Stats
+
+    stats = Stats()
+    for seconds in turns:
+        stats.update(seconds)
+    cell = result.cell
+    return {
+        "group": cell.block,
+        "name": cell.recipe,
+        "fullname": cell.id,
+        "params": {"workload": cell.workload, "recipe": cell.recipe, "target": cell.target.id},
+        "param": cell.id,
+        "extra_info": {"leanmark": {"schema_version": SCHEMA_VERSION, **to_json(result)}},
+        "options": {"disable_gc": True, "timer": "perf_counter_ns", "min_rounds": 1, "max_time": 0.0,
+                    "min_time": 0.0, "warmup": True},
+        "stats": {**stats.as_dict(), "iterations": 1},
+    }  # fmt: skip
+
+
+def _machine_info(run: Run) -> dict[str, Any]:
+    environment = dict(run.environment)
+    return {
+        "node": environment.get("machine_class", "unknown"),
+        "processor": environment.get("architecture", ""),
+        "machine": environment.get("architecture", ""),
+        "python_implementation": "CPython",
+        "python_version": environment.get("python", ""),
+        "system": environment.get("system", ""),
+        "release": environment.get("kernel", ""),
+        "cpu": {"brand_raw": environment.get("cpu", ""), "count": environment.get("cores")},
+    }
+
+
+def _pytest_benchmark_version() -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version("pytest-benchmark")
+
+
+def write_run(folder: Path, run: Run, turns: Mapping[str, Sequence[float]]) -> Path:
+    """Put the document of a run in place by an atomic rename."""
+    path = folder / DOCUMENT
+    write_atomically(path, json.dumps(document(run, turns), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read_run(path: Path) -> Run:
+    """Read a run document. Raises InvalidInput for a file that is none, or a newer one."""
+    path = path / DOCUMENT if path.is_dir() else path
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise InvalidInput("the document is too large", where=path)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"cannot be read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"is not a run document: {error}", where=path) from error
+    own = stored.get("leanmark") if isinstance(stored, dict) else None
+    if not isinstance(own, dict):
+        raise InvalidInput("is not a leanmark run", where=path, do="It may be a plain pytest-benchmark document.")
+    version = own.get("schema_version")
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise InvalidInput(
+            f"has schema version {version!r}; this leanmark reads up to {SCHEMA_VERSION}",
+            where=path,
+            do="Use a newer leanmark.",
+        )
+    try:
+        results = list(own["unmeasured"])
+        for benchmark in stored["benchmarks"]:
+            result = dict(benchmark["extra_info"]["leanmark"])
+            result.pop("schema_version")
+            results.append(result)
+        by_id = {result["cell"]["id"]: result for result in results}
+        ordered = [by_id[cell] for cell in own["cells"]]
+        header = {key: value for key, value in own.items() if key not in ("producer", "cells", "unmeasured")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"is not a whole run document: {error!r} is missing", where=path) from error
+    return from_json(Run, {**header, "results": ordered}, path)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `leanmark list runs`."""
+
+    id: str
+    suite: str
+    started: str
+    cells: int
+    complete: bool
+    path: Path
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """All runs in a folder, newest first; unfinished ones are marked."""
+    found: list[RunSummary] = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        with contextlib.suppress(LeanmarkError):
+            found.append(_summary(folder))
+    return sorted(found, key=lambda summary: summary.started, reverse=True)
+
+
+def _summary(folder: Path) -> RunSummary:
+    if (folder / DOCUMENT).exists():
+        run = read_run(folder)
+        return RunSummary(run.id, run.suite, run.started, len(run.results), run.complete, folder)
+    begin = Journal(folder).entries()[0]
+    return RunSummary(folder.name, begin.get("suite", "?"), begin.get("started", ""), begin.get("cells", 0), False, folder)
+
+
+def find_run(name: str, root: Path) -> Path:
+    """The folder of a run by path, by id, or ``latest``. Raises InvalidInput with the nearest name."""
+    direct = Path(name)
+    if (direct / DOCUMENT).exists() or (direct / JOURNAL).exists():
+        return direct
+    if direct.is_file():
+        return direct
+    if (root / name / DOCUMENT).exists() or (root / name / JOURNAL).exists():
+        return root / name
+    runs = list_runs(root)
+    if name == "latest" and runs:
+        return runs[0].path
+    raise InvalidInput(f"there is no run '{name}' in {root}", do=did_you_mean(name, [run.id for run in runs]))

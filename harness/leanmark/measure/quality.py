@@ -1,0 +1,166 @@
+"""Quality of an artifact: its answers on the test split, scored, with intervals.
+
+The test split is read here and in the worker, nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanmark import stats
+from leanmark.measure.paired import Side, Worker
+from leanmark.results import ColdStart, Interval, Quality
+
+Array = NDArray[Any]
+
+ANSWER_TIMEOUT_SECONDS = 600.0
+_CLOSE = 1e-4  # outputs that are no class scores count as changed beyond this, relatively
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one artifact answers on the test split.
+
+    outputs: one array an output, first axis examples. scores: one an example, or
+    None with `score` and its paired bootstrap `replicates`.
+    """
+
+    outputs: tuple[Array, ...]
+    targets: Array | None
+    scores: Array | None = None
+    score: float | None = None
+    replicates: Array | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a fresh process that runs one artifact shows."""
+
+    answers: Answers
+    cold_start: ColdStart
+
+
+def inspect(side: Side) -> Inspection:
+    """Start a fresh process, note what the start costs, and collect its answers.
+
+    Raises SideError.
+    """
+    worker = Worker(side)
+    try:
+        worker.begin_open()
+        worker.finish_open()
+        assert worker.cold_start is not None
+        message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="answers")
+        outputs = tuple(message[f"output_{index}"] for index in range(message["outputs"]))
+        score = message.get("score")
+        answers = Answers(
+            outputs,
+            message.get("targets"),
+            message.get("scores"),
+            None if score is None else float(score[0]),
+            message.get("replicates"),
+        )
+        cold_start = replace(worker.cold_start, rss_peak_bytes=message["rss_peak_bytes"])
+        return Inspection(answers, cold_start)
+    finally:
+        worker.close()
+
+
+def accuracy(answers: Answers) -> Array:
+    """1 where the largest output is the target's, else 0; shape (examples,)."""
+    if answers.targets is None:
+        raise ValueError("accuracy needs targets")
+    return (_choices(answers) == answers.targets).astype(np.float64)
+
+
+def agreement(answers: Answers, reference: Answers) -> Array:
+    """1 where the answer is the reference's, else 0; shape (examples,)."""
+    return 1.0 - changed(answers, reference)
+
+
+def changed(answers: Answers, reference: Answers) -> Array:
+    """1 where the answer differs: another class, or another output beyond 1e-4 relatively."""
+    a, b = answers.outputs[0], reference.outputs[0]
+    if a.shape != b.shape:
+        return np.ones(len(a))
+    if a.ndim == 2 and a.shape[1] > 1:
+        return (_choices(answers) != _choices(reference)).astype(np.float64)
+    rows = len(a)
+    distance = np.abs(a.reshape(rows, -1).astype(np.float64) - b.reshape(rows, -1).astype(np.float64)).max(axis=1)
+    scale = np.maximum(1.0, np.abs(b.reshape(rows, -1).astype(np.float64)).max(axis=1))
+    return (~(distance <= _CLOSE * scale)).astype(np.float64)
+
+
+def largest_difference(answers: Answers, reference: Answers) -> float:
+    """The largest difference of any output, relative to the largest output; inf if shapes differ."""
+    worst = 0.0
+    if len(answers.outputs) != len(reference.outputs):
+        return float("inf")
+    for a, b in zip(answers.outputs, reference.outputs, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        scale = max(1.0, float(np.abs(b.astype(np.float64)).max(initial=0.0)))
+        distance = np.abs(a.astype(np.float64) - b.astype(np.float64)) / scale
+        worst = max(worst, float(np.nan_to_num(distance, nan=np.inf).max(initial=0.0)))
+    return worst
+
+
+def assess(metric: str, own: Sequence[Answers], reference: Sequence[Answers] | None) -> Quality:
+    """Score one variant over its seeds; `reference` holds the same seeds' reference.
+
+    None as reference means that it is the reference itself.
+    """
+    against = reference if reference is not None else own
+    difference: Interval | None = None
+    if own[0].score is not None:
+        score, by_seed, difference = _bootstrapped(own, reference)
+    else:
+        scores = np.stack([_scores(metric, a, b) for a, b in zip(own, against, strict=True)])
+        score, by_seed = stats.mean_score(scores), tuple(float(row.mean()) for row in scores)
+        if reference is not None:
+            theirs = np.stack([_scores(metric, b, b) for b in reference])
+            difference = stats.paired_difference(scores, theirs)
+    moved = None
+    if reference is not None:
+        moved = float(np.mean([changed(a, b).mean() for a, b in zip(own, reference, strict=True)]))
+    return Quality(metric.rpartition(":")[2], score, by_seed, difference, moved)
+
+
+def _scores(metric: str, answers: Answers, reference: Answers) -> Array:
+    if answers.scores is not None:
+        return answers.scores
+    table: Mapping[str, Any] = {"accuracy": accuracy, "agreement": lambda own: agreement(own, reference)}
+    return table[metric](answers)
+
+
+def _bootstrapped(
+    own: Sequence[Answers], reference: Sequence[Answers] | None
+) -> tuple[Interval, tuple[float, ...], Interval | None]:
+    by_seed = tuple(float(answers.score or 0.0) for answers in own)
+    mine = _mean_replicates(own)
+    count = len(own[0].outputs[0])
+    score = _percentiles(float(np.mean(by_seed)), mine, count, "bootstrap over examples")
+    if reference is None:
+        return score, by_seed, None
+    change = float(np.mean(by_seed) - np.mean([answers.score or 0.0 for answers in reference]))
+    return score, by_seed, _percentiles(change, mine - _mean_replicates(reference), count, "paired bootstrap")
+
+
+def _mean_replicates(answers: Sequence[Answers]) -> Array:
+    found = [item.replicates for item in answers if item.replicates is not None]
+    return np.mean(np.stack(found), axis=0)
+
+
+def _percentiles(value: float, replicates: Array, count: int, method: str) -> Interval:
+    tail = (1 - stats.LEVEL) / 2
+    low, high = (float(np.quantile(replicates, q)) for q in (tail, 1 - tail))
+    return Interval(value, min(low, value), max(high, value), stats.LEVEL, count, method)
+
+
+def _choices(answers: Answers) -> Array:
+    return answers.outputs[0].reshape(len(answers.outputs[0]), -1).argmax(axis=1)

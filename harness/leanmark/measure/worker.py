@@ -1,0 +1,212 @@
+"""One side of a duel: a process that loads one artifact and runs it when told.
+
+It imports nothing that the runtime does not need, so that memory and start time
+are the deployment's own. Messages are requests with an ``op``; each gets one answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, inherited
+
+Array = NDArray[Any]
+Message = dict[str, Any]
+
+# Examples whose inputs a side holds ready; calls walk through them in order.
+_EXAMPLES = 256
+_REPLICATES = 500
+
+
+class Side:
+    """A loaded artifact and its inputs."""
+
+    def __init__(self, message: Message) -> None:
+        from leanmark import registry
+        from leanmark.stages import Artifact
+        from leanmark.workloads.splits import open_split
+
+        self.batch: int = message["batch"]
+        self.metric: str = message["metric"]
+        artifact = Artifact.open(Path(message["artifact"]))
+        self.extra_call_every = artifact.delivery.extra_call_every
+        self.split = open_split(Path(message["splits"]), "test")
+        registry.load_plugins(message["plugins"])
+        runtime = registry.get_runtime(message["runtime"])
+        loader = registry.resolve(runtime.loader)
+        wanted = max(_EXAMPLES, self.batch)
+        examples = {name: np.array(array[:wanted]) for name, array in self.split.inputs.items()}
+        memory = [_memory()]
+        clock = [time.perf_counter()]
+
+        def lap() -> None:
+            clock.append(time.perf_counter())
+            memory.append(_memory())
+
+        importlib.import_module(runtime.libraries[0])
+        lap()
+        self.session = loader(artifact, message["threads"], message["device"])
+        lap()
+        self.inputs = [self.session.bind(batch) for batch in _batches(examples, self.batch)]
+        started = time.perf_counter()
+        self.session.call(self.inputs[0])
+        first_call = time.perf_counter() - started
+        memory.append(_memory())
+        self.cold_start = {
+            "import_seconds": clock[1] - clock[0],
+            "load_seconds": clock[2] - clock[1],
+            "first_call_seconds": first_call,
+            **_memory_deltas(memory),
+        }
+
+    def turn(self, message: Message) -> tuple[Message, dict[str, Array]]:
+        """One untimed call, then `calls` calls timed as one stretch and one by one."""
+        calls: int = message["calls"]
+        sequence = [self.inputs[(message["start"] + index) % len(self.inputs)] for index in range(calls)]
+        call, clock = self.session.call, time.perf_counter_ns
+        every = self.extra_call_every or calls + 1
+        stamps: list[int] = []
+        call(sequence[0])
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = time.process_time_ns()
+        begun = clock()
+        for index, inputs in enumerate(sequence, start=1):
+            call(inputs)
+            if index % every == 0:
+                call(inputs)
+            stamps.append(clock())
+        ended = stamps[-1]
+        cpu = time.process_time_ns() - cpu
+        switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
+        header = {"wall_ns": ended - begun, "cpu_ns": cpu, "switched": switched}
+        return header, {"calls_ns": np.diff(np.array([begun, *stamps], dtype=np.int64)).astype(np.uint32)}
+
+    def answers(self) -> tuple[Message, dict[str, Array]]:
+        """The outputs on the whole test split, and the scores of a metric of the user's own."""
+        collected: list[list[Array]] = []
+        for batch in _batches(dict(self.split.inputs), self.batch):
+            collected.append(self.session.outputs(self.session.call(self.session.bind(batch))))
+        outputs = [np.concatenate(parts)[: len(self.split)] for parts in zip(*collected, strict=True)]
+        arrays = {f"output_{index}": array for index, array in enumerate(outputs)}
+        if self.split.targets is not None:
+            arrays["targets"] = np.ascontiguousarray(self.split.targets)
+        if ":" in self.metric:
+            from leanmark import registry
+
+            arrays |= _scores(registry.resolve(self.metric), outputs[0], np.array(self.split.targets))
+        return {"outputs": len(outputs), "rss_peak_bytes": _peak()}, arrays
+
+
+def _scores(metric: Any, outputs: Array, targets: Array) -> dict[str, Array]:
+    """A score an example, or one score with its bootstrap replicates.
+
+    Every side resamples the same examples, so replicates of two sides are paired.
+    """
+    scored = np.asarray(metric(outputs, targets), dtype=np.float64)
+    if scored.ndim == 1 and len(scored) == len(outputs):
+        return {"scores": scored}
+    if scored.ndim != 0:
+        raise ValueError(f"the metric returned shape {scored.shape}; it must be one score, or one an example")
+    draw = np.random.default_rng(0)
+    rows = (draw.integers(0, len(outputs), len(outputs)) for _ in range(_REPLICATES))
+    replicates = [float(metric(outputs[row], targets[row])) for row in rows]
+    return {"score": scored.reshape(1), "replicates": np.array(replicates)}
+
+
+def _batches(examples: Mapping[str, Array], size: int) -> list[dict[str, Array]]:
+    """Whole batches in order; the last one is filled up from the beginning."""
+    count = len(next(iter(examples.values())))
+    found: list[dict[str, Array]] = []
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size) % count
+        found.append({name: np.ascontiguousarray(array[rows]) for name, array in examples.items()})
+    return found
+
+
+def _memory() -> tuple[int, int | None]:
+    """Resident and unique set size in bytes; unique only where it can be read."""
+    import psutil
+
+    process = psutil.Process()
+    try:
+        full = process.memory_full_info()
+        return full.rss, full.uss
+    except (psutil.AccessDenied, AttributeError):
+        return process.memory_info().rss, None
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _memory_deltas(memory: list[tuple[int, int | None]]) -> dict[str, int | None]:
+    deltas: dict[str, int | None] = {}
+    for name, before, after in zip(("import", "load", "first_call"), memory, memory[1:], strict=False):
+        deltas[f"rss_{name}_bytes"] = after[0] - before[0]
+        deltas[f"uss_{name}_bytes"] = None if after[1] is None or before[1] is None else after[1] - before[1]
+    return deltas
+
+
+def _pin(cpus: list[int]) -> bool:
+    """Put every thread of this process on these processors; False where that is not permitted."""
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cpus)
+    except OSError:
+        return False
+    return os.sched_getaffinity(0) == set(cpus)
+
+
+def main(descriptor: int) -> None:
+    """Answer requests until the parent hangs up."""
+    channel = inherited(descriptor)
+    try:
+        _serve(channel)
+    except ChannelClosed:
+        return
+
+
+def _serve(channel: Channel) -> None:
+    side: Side | None = None
+    while True:
+        message = channel.receive()
+        if message["op"] == "open":
+            try:
+                side = Side(message)
+            except Exception as error:
+                channel.send({"error": f"{type(error).__name__}: {error}"})
+                return
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            channel.send({"protocol": PROTOCOL_VERSION, "cold_start": side.cold_start, "peak": _peak()})
+            continue
+        assert side is not None, "a worker is opened first"
+        try:
+            if message["op"] == "pin":
+                channel.send({"pinned": _pin(message["cpus"])})
+            elif message["op"] == "turn":
+                channel.send(*side.turn(message))
+            else:
+                channel.send(*side.answers())
+        except ChannelClosed:
+            raise
+        except Exception as error:
+            channel.send({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,93 @@
+"""What a run is about to do: the suite found and planned, its trials, the time it will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leanmark import registry
+from leanmark.declare import suite as suites
+from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
+from leanmark.errors import InvalidInput, did_you_mean
+from leanmark.measure.paired import available_cpus
+from leanmark.prepare.artifacts import Store, default_store
+from leanmark.prepare.recipe import Prepared, Trial, from_store
+from leanmark.results import Cell
+from leanmark.runtimes import supported
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run differs from what its suite says."""
+
+    out: Path | None = None
+    only: tuple[str, ...] = ()
+    budget_seconds: float | None = None
+    launches: int | None = None
+    jobs: int | None = None
+    resume: str | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what is needed to carry it out."""
+
+    plan: Plan
+    store: Store
+    jobs: int
+    paths: tuple[Path, ...]
+
+    def trial(self, cell: Cell, seed: int) -> Trial:
+        """What is prepared for a cell with one seed."""
+        workload = self.plan.workload(cell.workload)
+        lowering = registry.get_runtime(cell.target.runtime).lowering if workload.onnx is None else ()
+        return Trial(workload, cell.steps, seed, lowering)
+
+    def cached(self, cell: Cell) -> Prepared | None:
+        """The first seed's preparation, if it lies in the store."""
+        return from_store(self.trial(cell, self.plan.suite.seeds[0]), self.store)
+
+    def estimate(self) -> Estimate:
+        """Expected seconds, knowing what lies in the store."""
+        return estimate(self.plan, lambda cell: None if self.cached(cell) is None else 0.0, self.jobs)
+
+
+def find_suite(name: str) -> Path:
+    """A suite by path, or a built-in one by name. Raises InvalidInput with the nearest name."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    known = {path.stem: path for path in builtin_suites()}
+    if name not in known:
+        raise InvalidInput(f"there is no suite '{name}'", do=f"{did_you_mean(name, known)} A file ends in .yaml.")
+    return known[name]
+
+
+def builtin_suites() -> list[Path]:
+    """The suites that leanmark ships."""
+    package = Path(__file__).parent
+    shipped = package / "_suites"
+    folder = shipped if shipped.is_dir() else package.parents[1] / "suites"
+    return sorted(folder.glob("*.yaml"))
+
+
+def plan_suite(name: str, options: Options) -> Planned:
+    """Load a suite and plan it, with the options applied. Imports no torch."""
+    suite = suites.load(find_suite(name))
+    suite = replace(
+        suite,
+        budget_seconds=options.budget_seconds or suite.budget_seconds,
+        launches=options.launches or suite.launches,
+    )
+    plan = make_plan(suite, supported).select(options.only)
+    if not plan.cells:
+        raise InvalidInput(f"no cell of '{suite.name}' matches {', '.join(options.only)}", do="`leanmark plan` lists them.")
+    own = suite.plugins or any(workload.model and not _is_builtin(workload.model) or ":" in workload.metric
+                               for workload in suite.workloads)  # fmt: skip
+    jobs = options.jobs or len(available_cpus())
+    return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else ())
+
+
+def _is_builtin(reference: str) -> bool:
+    return reference.startswith("leanmark.")

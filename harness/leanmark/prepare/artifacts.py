@@ -1,0 +1,297 @@
+"""The content-addressed store of artifacts, and the keys that find them.
+
+A key is a hash of everything that decides what a step makes: the key of its input,
+its name and parameters, the seed, the source of its module and of every module of
+the same package that it imports, and the versions of the libraries that it declares.
+The value is a content hash. Recipes with a common beginning share it, and changed
+code is never served stale.
+
+Layout: ``keys/KEY.json`` (an `Entry`), ``content/HASH/`` (an artifact),
+``splits/KEY/``, ``locks/``, ``tmp/``. Everything is put in place by a rename.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanmark import registry
+from leanmark.errors import InvalidInput, StorageFull
+from leanmark.registry import Workload
+from leanmark.results import StepSpec, canonical_json
+from leanmark.stages import Artifact
+
+STORE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the store knows about one key.
+
+    counts: parameters, nonzero_parameters and macs of the fp32 structure, where
+    there is one. exact_difference: how far an exact step moved the answers.
+    """
+
+    content: str
+    seconds: float
+    peak_rss_bytes: int
+    counts: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
+    exact_difference: float | None = None
+
+
+def default_store() -> Path:
+    """The folder of the store: $LEANMARK_CACHE, or the user's cache folder."""
+    import platformdirs
+
+    configured = os.environ.get("LEANMARK_CACHE")
+    return Path(configured) if configured else Path(platformdirs.user_cache_dir("leanmark")) / "store"
+
+
+class Store:
+    """Artifacts on disk, shared by every run of a user."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("keys", "content", "splits", "locks", "tmp"):
+            with writing_to(root):
+                (root / name).mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> Entry | None:
+        """What `key` led to, if its artifact is there."""
+        try:
+            values = json.loads((self.root / "keys" / f"{key}.json").read_text())
+            entry = Entry(**values)
+        except (OSError, ValueError, TypeError):
+            return None
+        return entry if (self.root / "content" / entry.content / "manifest.json").exists() else None
+
+    def open(self, content: str) -> Artifact:
+        """The artifact of a content hash."""
+        return Artifact.open(self.root / "content" / content)
+
+    def put(self, key: str, write: Callable[[Path], Artifact], entry: Callable[[str], Entry]) -> Entry:
+        """Write an artifact into a fresh folder, then move it and its entry into place."""
+        with writing_to(self.root), self.scratch() as folder:
+            artifact = write(folder)
+            content = artifact.content_hash
+            place = self.root / "content" / content
+            if not place.exists():
+                with contextlib.suppress(FileExistsError, OSError):
+                    os.rename(folder, place)
+            if not place.exists():
+                shutil.copytree(folder, place)
+            made = entry(content)
+            self.write_json(self.root / "keys" / f"{key}.json", asdict(made))
+            return made
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for work in progress that is gone afterwards."""
+        folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """One process at a time makes what `key` names; freed when the process ends."""
+        with (self.root / "locks" / key).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def write_json(self, path: Path, value: object) -> None:
+        """Replace a file in one step."""
+        with writing_to(path):
+            handle, name = tempfile.mkstemp(dir=self.root / "tmp")
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file)
+            os.replace(name, path)
+
+    def splits(self, key: str) -> Path:
+        """Where the splits of a workload lie."""
+        return self.root / "splits" / key
+
+    def evidence(self, key: str) -> list[dict[str, Any]] | None:
+        """The evidence that was read off the artifact of `key` when it was made."""
+        try:
+            return json.loads((self.root / "keys" / f"{key}.evidence.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def put_evidence(self, key: str, evidence: list[dict[str, Any]]) -> None:
+        """Store the evidence of a whole recipe under its last key."""
+        self.write_json(self.root / "keys" / f"{key}.evidence.json", evidence)
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into an error that tells what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull("the disk is full", where=path, do="Free some space; what was measured is kept.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise InvalidInput(
+                f"cannot be written: {error.strerror}", where=path, do="Choose another folder or its permissions."
+            ) from error
+        raise
+
+
+# --- keys ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys along one recipe: its splits, its base model, and after each step."""
+
+    splits: str
+    base: str
+    steps: tuple[str, ...]
+
+    @property
+    def final(self) -> str:
+        return self.steps[-1] if self.steps else self.base
+
+
+def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Keys:
+    """All keys of a trial; imports neither torch nor the user's modules."""
+    splits = _hash("splits", workload.data or _file_hash(workload.inputs), _source_of(workload.data))
+    base = _hash(
+        "workload",
+        STORE_FORMAT,
+        splits,
+        workload.model or _file_hash(workload.onnx),
+        dict(workload.config or {}),
+        None if workload.train is None else dict(workload.train),
+        seed,
+        _source_of(workload.model),
+        source_hash("leanmark.prepare.base"),
+        _versions(("torch", "numpy", "safetensors")),
+        _machine(),
+    )
+    found: list[str] = []
+    for spec in steps:
+        step = registry.get_step(spec.name)
+        found.append(
+            _hash(
+                "step",
+                found[-1] if found else base,
+                spec.name,
+                dict(spec.params),
+                seed,
+                source_hash(step.function.__module__),
+                _versions(step.libraries),
+            )
+        )
+    return Keys(splits, base, tuple(found))
+
+
+def source_hash(module: str) -> str:
+    """A hash of a module's source and of the modules beside it that it imports.
+
+    Followed are imports within the same top-level package, and, for modules that
+    are not installed, within the same folder. Comments do not count.
+    """
+    first = registry.find_source(module)
+    if first is None:
+        raise InvalidInput(f"the source of module '{module}' cannot be found")
+    top = module.split(".")[0]
+    beside = first.parents[len(module.split(".")) - 1 + (first.name == "__init__.py")]
+    installed = "site-packages" in beside.parts or "dist-packages" in beside.parts
+    pending, seen = [(module, first)], {first: _digest_of(first)}
+    while pending:
+        name, path = pending.pop()
+        for imported in _imports_of(path, name):
+            if installed and imported.split(".")[0] != top:
+                continue
+            source = registry.find_source(imported)
+            if source is None or source in seen or source.suffix != ".py" or not source.is_relative_to(beside):
+                continue
+            seen[source] = _digest_of(source)
+            pending.append((imported, source))
+    return _hash(sorted((str(path.relative_to(beside)), digest) for path, digest in seen.items()))
+
+
+def _source_of(reference: str | None) -> str | None:
+    return None if reference is None else source_hash(reference.partition(":")[0])
+
+
+@functools.cache
+def _parsed(path: Path, changed: int) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+def _tree(path: Path) -> ast.Module:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _dump(path: Path, changed: int) -> str:
+    return hashlib.sha256(ast.dump(_parsed(path, changed)).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    if path.suffix != ".py":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _dump(path, path.stat().st_mtime_ns)
+
+
+def _imports_of(path: Path, module: str) -> set[str]:
+    if path.suffix != ".py":
+        return set()
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found: set[str] = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)} - {""}
+    return found
+
+
+@functools.cache
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    return {library: _version(library) for library in libraries}
+
+
+@functools.cache
+def _machine() -> str:
+    """What decides which kernels are used, and so the last bits of trained weights."""
+    features = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return _hash(platform.machine(), platform.system(), features or platform.processor())
+
+
+def _file_hash(path: str | None) -> str | None:
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()

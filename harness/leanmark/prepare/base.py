@@ -1,0 +1,43 @@
+"""How the reference model of a workload comes to be: built, and trained from a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from leanmark.errors import PreparationError
+from leanmark.registry import Workload
+from leanmark.stages import Context, Program, TorchModel, build
+
+
+def make_base(workload: Workload, context: Context) -> TorchModel | Program:
+    """The workload's fp32 model: read from its file, or built and, if it says so, trained."""
+    if workload.onnx is not None:
+        return Program(_with_weights_inside(Path(workload.onnx)))
+    import torch
+
+    assert workload.model is not None
+    torch.manual_seed(context.seed)
+    config = dict(workload.config or {})
+    model = TorchModel(build(workload.model, config), workload.model, config)
+    if workload.train is not None:
+        _train(model, dict(workload.train), context)
+    return model.with_module(model.module)
+
+
+def _train(model: TorchModel, settings: dict[str, Any], context: Context) -> None:
+    from leanmark.techniques.training import fit
+
+    try:
+        fit(model.module, context.split("train"), generator=context.generator("base"), progress=context.progress, **settings)
+    except TypeError as error:
+        raise PreparationError(f"`train` of the workload: {error}") from error
+
+
+def _with_weights_inside(path: Path) -> bytes:
+    """The model with external data read in, which may only lie beside it."""
+    import onnx
+
+    model = onnx.load_model(str(path))
+    onnx.checker.check_model(model)
+    return model.SerializeToString(deterministic=True)

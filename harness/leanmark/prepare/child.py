@@ -1,0 +1,86 @@
+"""The process that prepares one trial: a message in, progress and one answer out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from leanmark import registry
+from leanmark.channel import Channel, ChannelClosed, inherited
+from leanmark.errors import LeanmarkError, NotApplicable
+from leanmark.prepare.artifacts import Store
+from leanmark.prepare.recipe import Prepared, Trial, prepare
+from leanmark.registry import Workload
+from leanmark.results import Status, StepSpec, to_json
+
+
+def main(descriptor: int) -> None:
+    """Answer one message and end."""
+    channel = inherited(descriptor)
+    message = channel.receive()
+    threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
+    _one_thread()
+    registry.load_plugins(message["plugins"])
+    trial = Trial(
+        Workload(**message["workload"]),
+        tuple(StepSpec(name, params) for name, params in message["steps"]),
+        message["seed"],
+        tuple(StepSpec(name, params) for name, params in message["reference"]),
+    )
+
+    def progress(fraction: float, text: str) -> None:
+        channel.send({"progress": fraction, "text": text})
+
+    try:
+        prepared = prepare(trial, Store(Path(message["store"])), progress)
+    except NotApplicable as error:
+        prepared = Prepared(Status.NOT_APPLICABLE, error.message)
+    except LeanmarkError as error:
+        prepared = Prepared(Status.FAILED, error.message)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            prepared = Prepared(Status.OUT_OF_MEMORY, "preparing needs more memory than there is")
+        else:
+            prepared = Prepared(Status.FAILED, f"{type(error).__name__}: {_first_line(error)}")
+    channel.send({"prepared": to_json(prepared)})
+
+
+def _one_thread() -> None:
+    """Preparing uses one thread, so that the same seed makes the same bytes."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else "no message"
+
+
+def _end_with_parent(channel: Channel) -> None:
+    """End this process and what it started when the parent is gone."""
+    try:
+        channel.socket.recv(1)
+    except (ChannelClosed, OSError):
+        pass
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def decode_answer(answer: Any) -> Prepared:
+    """The `Prepared` in a child's answer."""
+    from leanmark.results import from_json
+
+    return from_json(Prepared, answer["prepared"])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

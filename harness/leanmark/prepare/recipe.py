@@ -1,0 +1,282 @@
+"""Run a recipe: each step on the artifact that the one before it left, or from the store.
+
+Runs in a child process of its own. Every step reads its input from disk, so what it
+makes does not depend on what was cached.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanmark import registry
+from leanmark.errors import PreparationError
+from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
+from leanmark.prepare.base import make_base
+from leanmark.registry import Workload
+from leanmark.results import Cost, Evidence, Status, StepSpec, from_json, to_json
+from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
+from leanmark.workloads import splits as workload_splits
+
+# Exact steps are checked on so many examples of the validation split.
+_EXACT_EXAMPLES = 256
+_SECONDS_BETWEEN_REPORTS = 0.2
+
+ProgressCallback = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe of a workload with one seed: what a child prepares.
+
+    reference: the steps from the base model to what evidence compares with, which
+    is the unmodified model as the same target runs it.
+    """
+
+    workload: Workload
+    steps: tuple[StepSpec, ...]
+    seed: int
+    reference: tuple[StepSpec, ...] = ()
+
+    def keys(self) -> Keys:
+        """The keys of the trial's artifacts."""
+        return make_keys(self.workload, self.steps, self.seed)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a trial."""
+
+    status: Status
+    reason: str = ""
+    content: str | None = None
+    splits: str | None = None
+    cost: Cost | None = None
+    counts: Mapping[str, int | None] | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
+def from_store(trial: Trial, store: Store) -> Prepared | None:
+    """The trial as it lies in the store, or None if any part is missing."""
+    keys = trial.keys()
+    entries = [store.get(key) for key in (keys.base, *keys.steps)]
+    evidence = store.evidence(keys.final)
+    if evidence is None or not (store.splits(keys.splits) / "splits.json").exists():
+        return None
+    if any(entry is None for entry in entries):
+        return None
+    found = [entry for entry in entries if entry is not None]
+    return _outcome(trial, keys, found, tuple(from_json(Evidence, item) for item in evidence), cached=True)
+
+
+def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
+    """Make whatever of the trial is missing, and read the evidence off the final artifact."""
+    keys = trial.keys()
+    splits = _Splits(trial.workload, store, keys.splits)
+    context = Context(splits.open, trial.seed, _throttled(progress), trial.workload.metric)
+    entries = [_base(trial, keys, store, context)]
+    for spec, key in zip(trial.steps, keys.steps, strict=True):
+        entries.append(_step(spec, entries[-1], key, store, context))
+    final = store.open(entries[-1].content)
+    final = replace(final, reference=_reference(trial, keys, final, store, context))
+    evidence = tuple(
+        registry.get_step(spec.name).evidence(final, dict(spec.params)) for spec in trial.steps
+    )
+    store.put_evidence(keys.final, [to_json(item) for item in evidence])
+    return _outcome(trial, keys, entries, evidence, cached=False)
+
+
+def _outcome(
+    trial: Trial, keys: Keys, entries: list[Entry], evidence: tuple[Evidence, ...], *, cached: bool
+) -> Prepared:
+    own = entries[1:] or entries
+    status, reason = Status.OK, ""
+    for item in evidence:
+        if not item.effective:
+            status, reason = Status.INEFFECTIVE, f"{item.step}: {item.reason}"
+            break
+    for spec, entry in zip(trial.steps, entries[1:], strict=True):
+        limit = registry.get_step(spec.name).exact
+        if limit is not None and entry.exact_difference is not None and not entry.exact_difference <= limit:
+            status = Status.WRONG
+            reason = f"{spec.name} says that it changes no answer by more than {limit:g}, but one moved by {entry.exact_difference:.3g}"
+            break
+    counts = next((entry.counts for entry in reversed(entries) if entry.counts), {})
+    return Prepared(
+        status=status,
+        reason=reason,
+        content=entries[-1].content,
+        splits=keys.splits,
+        cost=Cost(sum(e.seconds for e in own), max(e.peak_rss_bytes for e in own), cached),
+        counts=counts,
+        evidence=evidence,
+    )
+
+
+def _base(trial: Trial, keys: Keys, store: Store, context: Context) -> Entry:
+    return _make(
+        keys.base,
+        store,
+        lambda: make_base(trial.workload, context),
+        lambda stage: (_counts(stage, context), None),
+    )
+
+
+def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Context) -> Entry:
+    step = registry.get_step(spec.name)
+    source = store.open(before.content)
+
+    def run() -> TorchModel | Program:
+        context.progress(0.0, spec.name)
+        stage = step.function(source.load(), context, **step.parameters(**spec.params).model_dump())
+        wanted = step.produces or source.stage
+        if not isinstance(stage, wanted):
+            raise PreparationError(f"{spec.name} returned {type(stage).__name__}, not a {wanted.__name__}")
+        return stage
+
+    def facts(stage: TorchModel | Program) -> tuple[Mapping[str, int | None], float | None]:
+        difference = None
+        if step.exact is not None:
+            difference = _answers_moved(source.load(), stage, context)
+        return (_counts(stage, context) if isinstance(stage, TorchModel) else before.counts), difference
+
+    return _make(key, store, run, facts)
+
+
+def _make(
+    key: str,
+    store: Store,
+    run: Callable[[], TorchModel | Program],
+    facts: Callable[[TorchModel | Program], tuple[Mapping[str, int | None], float | None]],
+) -> Entry:
+    with store.lock(key):
+        entry = store.get(key)
+        if entry is not None:
+            return entry
+        started = time.perf_counter()
+        stage = run()
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        counts, difference = facts(stage)
+        return store.put(
+            key,
+            lambda folder: save(stage, folder),
+            lambda content: Entry(content, seconds, peak, counts, difference),
+        )
+
+
+def _reference(trial: Trial, keys: Keys, final: Artifact, store: Store, context: Context) -> Artifact:
+    """The unmodified model at the stage of `final`, for evidence that compares."""
+    base = store.get(keys.base)
+    assert base is not None
+    if store.open(base.content).stage is final.stage or not trial.reference:
+        return store.open(base.content)
+    reference = replace(trial, steps=trial.reference)
+    entry = base
+    for spec, key in zip(reference.steps, reference.keys().steps, strict=True):
+        entry = _step(spec, entry, key, store, context)
+    return store.open(entry.content)
+
+
+class _Splits:
+    """The workload's splits: made once, checked, then read from the store."""
+
+    def __init__(self, workload: Workload, store: Store, key: str) -> None:
+        self.root = store.splits(key)
+        with store.lock(f"splits-{key}"):
+            if not (self.root / "splits.json").exists():
+                made = workload_splits.load(workload)
+                with store.scratch() as folder:
+                    workload_splits.store(made, folder / "splits")
+                    (folder / "splits").rename(self.root)
+
+    def open(self, name: str) -> Split:
+        return workload_splits.open_split(self.root, name)
+
+
+def _counts(stage: TorchModel | Program, context: Context) -> Mapping[str, int | None]:
+    from leanmark import counting
+
+    if isinstance(stage, TorchModel):
+        parameters, nonzero = counting.parameter_counts(stage)
+        example = _examples(context).head(1)
+        return {"parameters": parameters, "nonzero_parameters": nonzero, "macs": counting.macs(stage, example.inputs)}
+    from onnx import numpy_helper
+
+    weights = [numpy_helper.to_array(tensor) for tensor in stage.proto().graph.initializer]
+    floats = [array for array in weights if array.dtype.kind == "f"]
+    return {
+        "parameters": sum(array.size for array in floats),
+        "nonzero_parameters": sum(int(np.count_nonzero(array)) for array in floats),
+        "macs": None,
+    }
+
+
+def _examples(context: Context) -> Split:
+    for name in ("validation", "calibration", "train"):
+        try:
+            return context.split(name)
+        except PreparationError:
+            continue
+    raise PreparationError("the workload has neither a validation, a calibration nor a train split")
+
+
+def _answers_moved(before: TorchModel | Program, after: TorchModel | Program, context: Context) -> float:
+    """Largest difference between the answers of two stages, relative to the largest answer."""
+    examples = _examples(context).head(_EXACT_EXAMPLES)
+    old, new = _answers(before, examples), _answers(after, examples)
+    if len(old) != len(new) or any(a.shape != b.shape for a, b in zip(old, new, strict=True)):
+        return float("inf")
+    moved = 0.0
+    for a, b in zip(old, new, strict=True):
+        if not a.size:
+            continue
+        scale = max(1.0, float(np.max(np.abs(a.astype(np.float64)))))
+        moved = max(moved, float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)))) / scale)
+    return moved
+
+
+def _answers(stage: TorchModel | Program, examples: Split) -> list[np.ndarray[Any, Any]]:
+    import tempfile
+
+    from leanmark import runtimes
+
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = save(stage, Path(folder))
+        load = runtimes.load_torch if isinstance(stage, TorchModel) else runtimes.load_onnxruntime
+        session = load(artifact, 1, "cpu")
+        return session.outputs(session.call(session.bind(examples.inputs)))
+
+
+def _throttled(progress: ProgressCallback) -> ProgressCallback:
+    last = [0.0]
+
+    def report(fraction: float, text: str) -> None:
+        now = time.monotonic()
+        if now - last[0] >= _SECONDS_BETWEEN_REPORTS or fraction in (0.0, 1.0):
+            last[0] = now
+            progress(fraction, text)
+
+    return report
+
+
+def trial_message(trial: Trial, store: Store, plugins: tuple[str, ...]) -> dict[str, Any]:
+    """The message that `leanmark.prepare.child` takes."""
+    workload = asdict(trial.workload)
+    steps = [[spec.name, dict(spec.params)] for spec in trial.steps]
+    reference = [[spec.name, dict(spec.params)] for spec in trial.reference]
+    return {
+        "workload": workload,
+        "steps": steps,
+        "reference": reference,
+        "seed": trial.seed,
+        "store": str(store.root),
+        "plugins": list(plugins),
+    }

@@ -1,0 +1,206 @@
+"""Child processes: started in a session of their own, watched, and never left behind.
+
+A child is ``python -m MODULE DESCRIPTOR``; it talks over a channel. Its output goes
+to a file, whose end becomes the reason when it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmark.channel import Channel, ChannelClosed, pair
+from leanmark.results import Status
+
+_LOG_TAIL_BYTES = 4000
+_living: set["Child"] = set()
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment that gives every numeric library the same number of threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return {
+        **dict.fromkeys(names, str(threads)),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PYTHONHASHSEED": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child ended that should not have."""
+
+    status: Status
+    reason: str
+
+
+class Child:
+    """A running child process."""
+
+    def __init__(
+        self, module: str, *, threads: int = 1, python: str = sys.executable, paths: Sequence[Path] = ()
+    ) -> None:
+        self.channel, theirs = pair()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self.started = time.monotonic()
+        self._oom_kills = _oom_kills()
+        search = [*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **thread_environment(threads)}
+        if search:
+            environment["PYTHONPATH"] = os.pathsep.join(search)
+        try:
+            self.process = subprocess.Popen(
+                [python, "-P", "-m", module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        _living.add(self)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        """End the child and everything that it started."""
+        _living.discard(self)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.channel.close()
+        self.log.close()
+
+    def death(self) -> Death:
+        """Why the child is gone; call after its channel closed."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return Death(Status.FAILED, f"it closed its channel and went on running; {self.tail()}".rstrip("; "))
+        tail = self.tail()
+        if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
+            return Death(Status.OUT_OF_MEMORY, "the operating system killed it for want of memory")
+        if code < 0:
+            name = signal.Signals(-code).name
+            return Death(Status.FAILED, f"it was killed by {name}" + (f"; last output: {tail}" if tail else ""))
+        return Death(Status.FAILED, f"it ended with exit code {code}" + (f"; last output: {tail}" if tail else ""))
+
+    def tail(self) -> str:
+        """The last line that the child printed."""
+        size = self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, size - _LOG_TAIL_BYTES))
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else ""
+
+
+def kill_all() -> None:
+    """End every child that is left; called when a run is interrupted or fails."""
+    for child in list(_living):
+        child.kill()
+
+
+def _oom_kills() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One message to a fresh child, answered by one ``done`` message."""
+
+    name: str
+    module: str
+    message: Mapping[str, Any]
+    timeout_seconds: float
+    threads: int = 1
+    paths: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A child's own word on how far it is."""
+
+    job: Job
+    fraction: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job's answer, or how it died."""
+
+    job: Job
+    answer: Mapping[str, Any] | None
+    death: Death | None
+    seconds: float
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Progress | Done]:
+    """Run jobs, each in a fresh child, `at_once` side by side; yields as they go.
+
+    Jobs start in order. A job that dies or runs past its limit is Done with a
+    Death; the others go on.
+    """
+    waiting = list(reversed(jobs))
+    running: dict[Child, Job] = {}
+    with selectors.DefaultSelector() as selector:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    job = waiting.pop()
+                    child = Child(job.module, threads=job.threads, paths=job.paths)
+                    running[child] = job
+                    selector.register(child.channel, selectors.EVENT_READ, child)
+                    with contextlib.suppress(ChannelClosed):
+                        child.channel.send(job.message)
+                ready = {key.data for key, _ in selector.select(timeout=0.25)}
+                for child, job in list(running.items()):
+                    event = _listen(child, job, child in ready)
+                    if event is None:
+                        continue
+                    yield event
+                    if isinstance(event, Done):
+                        del running[child]
+                        selector.unregister(child.channel)
+                        child.kill()
+        finally:
+            for child in running:
+                child.kill()
+
+
+def _listen(child: Child, job: Job, ready: bool) -> Progress | Done | None:
+    seconds = time.monotonic() - child.started
+    if ready:
+        try:
+            message = child.channel.receive(timeout=10)
+        except ChannelClosed:
+            return Done(job, None, child.death(), seconds)
+        except TimeoutError:
+            return Done(job, None, Death(Status.FAILED, "it stopped in the middle of a message"), seconds)
+        if "progress" not in message:
+            return Done(job, message, None, seconds)
+        if seconds <= job.timeout_seconds:
+            return Progress(job, float(message["progress"]), str(message.get("text", "")))
+    if seconds > job.timeout_seconds:
+        return Done(job, None, Death(Status.TIMEOUT, f"it ran past its limit of {job.timeout_seconds:g} s"), seconds)
+    return None
+

@@ -1,0 +1,97 @@
+"""Plain terminal tables of plans and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from leanmark.publish.numbers import seconds
+from leanmark.results import Cell, to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leanmark.duel import Duel
+
+_COLUMNS = {
+    "steps": ("name", "family", "summary"),
+    "workloads": ("name", "metric", "title"),
+    "suites": ("name", "recipes", "title"),
+    "runtimes": ("name", "executes", "devices"),
+    "runs": ("id", "suite", "cells", "complete", "started"),
+}
+
+
+def print_entries(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """One line an entry, columns aligned."""
+    if not entries:
+        print(f"no {what}")
+        return
+    columns = _COLUMNS[what]
+    rows = [columns, *(tuple(_text(entry[column]) for column in columns) for entry in entries)]
+    _print_rows(rows)
+
+
+def plan_json(suite: str, cells: Sequence[Cell], seconds: float) -> dict[str, Any]:
+    """The plan as JSON values."""
+    return {"suite": suite, "estimated_seconds": round(seconds, 1), "cells": [to_json(cell) for cell in cells]}
+
+
+def print_plan(suite: str, cells: Sequence[Cell], prepare_seconds: float, measure_seconds: float) -> None:
+    """Cells with their recipes; added lowering in brackets; the time that it should take."""
+    rows = [("cell", "recipe")]
+    for cell in cells:
+        own = [_step(cell, index) for index in range(len(cell.steps))]
+        text = " > ".join(own) or "as it is"
+        rows.append((cell.id, f"{cell.skip[0]}: {cell.skip[1]}" if cell.skip else text))
+    _print_rows(rows)
+    print(f"\n{suite}: {len(cells)} cells; about {_minutes(prepare_seconds)} to prepare what is not in the store, "
+          f"{_minutes(measure_seconds)} to measure")  # fmt: skip
+
+
+def print_duel(duel: Duel, console: Console) -> None:
+    """The verdict of a duel in a few lines: the ratio with its interval, and both sides."""
+    ratio = duel.ratio
+    if ratio.excludes(1.0):
+        word = "faster" if ratio.value < 1 else "slower"
+        amount = abs(1 / ratio.value - 1) if ratio.value < 1 else ratio.value - 1
+        sentence = f"{duel.first} is {amount:.1%} {word} than {duel.second}"
+    else:
+        sentence = f"no difference between {duel.first} and {duel.second} was seen"
+    console.print(sentence, markup=False, soft_wrap=True)
+    console.print(
+        f"latency ratio {ratio.value:.4f}x [{ratio.low:.4f}, {ratio.high:.4f}] (95 %, {ratio.n} launches); "
+        f"a change of {duel.minimum_detectable_effect:.1%} would have been seen",
+        markup=False,
+    )
+    for name, timing in ((duel.first, duel.first_timing), (duel.second, duel.second_timing)):
+        console.print(
+            f"  {name}: median {seconds(timing.median)}, p90 {seconds(timing.p90)}, {timing.calls:,} calls, "
+            f"{timing.disturbed_turns:.0%} of turns disturbed",
+            markup=False,
+            soft_wrap=True,
+        )
+    if not duel.pinned:
+        console.print("the workers could not be pinned to one core: expect wider intervals", markup=False)
+
+
+def _step(cell: Cell, index: int) -> str:
+    spec = cell.steps[index]
+    added = index >= len(cell.steps) - cell.lowering
+    return f"[{spec.name}]" if added else spec.name
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
