@@ -1,0 +1,142 @@
+"""A suite's mistakes are each found before anything runs, with file, line and advice."""
+
+from pathlib import Path
+
+import pytest
+
+from leanmark.declare.suite import Suite, load
+from leanmark.errors import InvalidInput, Position
+
+GOOD = """\
+suite: small
+workloads: [lenet-300-100]
+recipes:
+  pruned: [{prune.magnitude: {sparsity: 0.5}}]
+targets:
+  - {runtime: onnxruntime}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(folder: Path, text: str) -> InvalidInput:
+    with pytest.raises(InvalidInput) as raised:
+        load(write(folder, text))
+    return raised.value
+
+
+def good(folder: Path, text: str = GOOD) -> Suite:
+    return load(write(folder, text))
+
+
+def test_defaults_are_filled_in_and_controls_added(tmp_path: Path):
+    suite = good(tmp_path)
+    assert [recipe.name for recipe in suite.recipes] == ["pruned", "same", "slower-3"]
+    assert suite.recipes[0].steps[0].params == {"sparsity": 0.5, "scope": "global"}
+    assert (suite.seeds, suite.launches) == ((0,), 5)
+    assert [target.id for target in suite.targets] == ["cpu-onnxruntime-t1-b1"]
+    assert suite.tolerances == {"latency": 0.02, "quality": 0.005, "size": 0.0}
+
+
+def test_controls_can_be_switched_off(tmp_path: Path):
+    assert [r.name for r in good(tmp_path, GOOD + "controls: off\n").recipes] == ["pruned"]
+
+
+def test_sweeps_unfold_to_one_recipe_a_combination(tmp_path: Path):
+    text = GOOD.replace(
+        "{prune.magnitude: {sparsity: 0.5}}",
+        "{prune.magnitude: {sparsity: {sweep: [0.5, 0.9]}, scope: {sweep: [global, layer]}}}",
+    )
+    names = [recipe.name for recipe in good(tmp_path, text).recipes][:-2]
+    assert names == [
+        f"pruned[sparsity={sparsity},scope={scope}]" for sparsity in ("0.5", "0.9") for scope in ("global", "layer")
+    ]
+
+
+def test_units_are_needed_and_read(tmp_path: Path):
+    assert good(tmp_path, GOOD + "measure: {budget: 500ms}\n").budget_seconds == 0.5
+    assert good(tmp_path, GOOD + "measure: {budget: 2min}\n").budget_seconds == 120
+    assert good(tmp_path, GOOD + "gate: {quality: {tolerance: 0.5pp}}\n").tolerances["quality"] == 0.005
+    error = refused(tmp_path, GOOD + "measure: {budget: 5}\n")
+    assert "needs a number and a unit" in error.what
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says", "advice"),
+    [
+        ("recipes:", "recipies:", 3, "unknown key 'recipies'", "'recipes'"),
+        ("prune.magnitude", "prune.magnitud", 4, "unknown step 'prune.magnitud'", "'prune.magnitude'"),
+        ("sparsity: 0.5", "sparsty: 0.5", 4, "prune.magnitude: unknown key 'sparsty'", "'sparsity'"),
+        ("sparsity: 0.5", "sparsity: 1.5", 4, "sparsity = 1.5", None),
+        ("sparsity: 0.5", "sparsity: {sweep: []}", 4, "the sweep of prune.magnitude.sparsity is empty", None),
+        ("sparsity: 0.5", "sparsity: {sweep: [0.5, 0.5]}", 4, "stands here twice", None),
+        ("[lenet-300-100]", "[lenet-300]", 2, "unknown workload 'lenet-300'", "'lenet-300-100'"),
+        ("[lenet-300-100]", "[lenet-5, lenet-5]", 2, "the workload 'lenet-5' stands here twice", None),
+        ("[lenet-300-100]", "[]", 2, "workloads", None),
+        ("runtime: onnxruntime", "runtime: onxruntime", 6, "unknown runtime 'onxruntime'", "'onnxruntime'"),
+        ("{runtime: onnxruntime}", "{runtime: onnxruntime, device: gpu}", 6, "device = 'gpu'", None),
+        ("{runtime: onnxruntime}", "{threads: 0}", 6, "threads = 0", None),
+        ("[{prune", "[quantize.static, {prune", 4, "quantize.static consumes a Program, but the workload", "export.onnx"),
+        ("[{prune.magnitude: {sparsity: 0.5}}]", "[]", 4, "recipe 'pruned' has no steps", None),
+        ("  pruned:", "  fp32:", 4, "reserved", None),
+        ("  pruned:", "  'a b':", 4, "'a b' is no name for a recipe", None),
+        ("  - {runtime: onnxruntime}", "  - {threads: 2}\n  - {threads: 2}", 7, "stands here twice", None),
+        ("suite: small", "suite: [small]", 1, "suite", None),
+    ],
+)
+def test_mistakes(tmp_path: Path, old: str, new: str, line: int, says: str, advice: str | None):
+    assert old in GOOD
+    error = refused(tmp_path, GOOD.replace(old, new))
+    assert says in error.what
+    assert isinstance(error.where, Position)
+    assert error.where.line == line
+    assert error.exit_code == 2
+    if advice is not None:
+        assert error.do is not None
+        assert advice in error.do
+
+
+def test_the_missing_step_is_named(tmp_path: Path):
+    recipe = "pruned: [{prune.magnitude: {sparsity: 0.5}}, quantize.static]"
+    error = refused(tmp_path, GOOD.replace("pruned: [{prune.magnitude: {sparsity: 0.5}}]", recipe))
+    assert "recipe 'pruned' step 2" in error.what
+    assert "quantize.static consumes a Program, but prune.magnitude produces a TorchModel" in error.what
+    assert error.do == "Put export.onnx between them."
+
+
+def test_duplicate_seeds_and_names(tmp_path: Path):
+    assert "seed 1 stands here twice" in refused(tmp_path, GOOD + "seeds: [1, 1]\n").what
+    assert "'recipes' stands here twice" in refused(tmp_path, GOOD + "recipes: {}\n").what
+
+
+def test_an_own_model_must_exist(tmp_path: Path):
+    own = GOOD.replace("[lenet-300-100]", '[{name: mine, model: "mine.net:build", data: "mine.net:splits"}]')
+    assert "there is no module 'mine.net'" in refused(tmp_path, own).what
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "net.py").write_text("")
+    assert good(tmp_path, own).workloads[0].model == "mine.net:build"
+    assert "unknown metric 'acuracy'" in refused(tmp_path, own.replace("build\"", 'build", metric: acuracy')).what
+    assert "unknown key 'modle'" in refused(tmp_path, own.replace("model:", "modle:")).what
+
+
+def test_an_onnx_workload_needs_its_files(tmp_path: Path):
+    own = GOOD.replace("[lenet-300-100]", "[{onnx: net.onnx, inputs: x.npz}]")
+    error = refused(tmp_path, own)
+    assert "the file 'net.onnx' does not exist" in error.what
+    assert isinstance(error.where, Position)
+    assert error.where.line == 2
+
+
+def test_a_plugin_that_cannot_be_imported(tmp_path: Path):
+    error = refused(tmp_path, GOOD + "plugins: [no_such_plugin]\n")
+    assert "the plug-in 'no_such_plugin' cannot be imported" in error.what
+
+
+def test_too_many_cells(tmp_path: Path):
+    values = ", ".join(str(n / 10001) for n in range(10_000))
+    error = refused(tmp_path, GOOD.replace("sparsity: 0.5", f"sparsity: {{sweep: [{values}]}}"))
+    assert "at most 10,000" in error.what

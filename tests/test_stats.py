@@ -1,0 +1,160 @@
+"""Estimators: the laws that they must obey, and their coverage on noise whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leanmark import stats
+
+floats = st.floats(-0.5, 0.5)
+launch = st.lists(floats, min_size=3, max_size=12).map(np.array)
+launches = st.lists(launch, min_size=4, max_size=8)
+
+
+@given(launches)
+def test_swapping_the_sides_inverts_the_ratio(sample: list[np.ndarray]):
+    one, other = stats.paired_log_ratio(sample), stats.paired_log_ratio([-turns for turns in sample])
+    assert one.mean == pytest.approx(-other.mean)
+    assert one.error == pytest.approx(other.error)
+    a, b = one.interval(), other.interval()
+    assert (a.value, a.low, a.high) == pytest.approx((1 / b.value, 1 / b.high, 1 / b.low))
+
+
+@given(launches, floats)
+def test_a_faster_clock_moves_every_ratio_alike(sample: list[np.ndarray], shift: float):
+    one, other = stats.paired_log_ratio(sample), stats.paired_log_ratio([turns + shift for turns in sample])
+    assert other.mean == pytest.approx(one.mean + shift, abs=1e-9)
+    assert other.error == pytest.approx(one.error, abs=1e-9)
+
+
+@given(launches, st.randoms())
+def test_order_does_not_matter(sample: list[np.ndarray], random: object):
+    mixed = [np.random.default_rng(1).permutation(turns) for turns in sample[::-1]]
+    one, other = stats.paired_log_ratio(sample), stats.paired_log_ratio(mixed)
+    assert one.mean == pytest.approx(other.mean)
+    assert one.error == pytest.approx(other.error)
+
+
+@given(launches)
+def test_the_interval_holds_the_estimate(sample: list[np.ndarray]):
+    ratio = stats.paired_log_ratio(sample)
+    interval = ratio.interval()
+    assert interval.low <= interval.value <= interval.high
+    assert interval.n == len(sample)
+    wider = ratio.interval(0.99)
+    assert wider.low <= interval.low
+    assert wider.high >= interval.high
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_too_few_launches_give_no_interval(count: int):
+    with pytest.raises(ValueError, match="at least 4 launches"):
+        stats.paired_log_ratio([np.zeros(5)] * count)
+
+
+def _simulated(random: np.random.Generator, truth: float, count: int) -> list[np.ndarray]:
+    """Launch effects, noise of turns, outliers, and a drift that both sides share."""
+    found: list[np.ndarray] = []
+    for _ in range(count):
+        effect = random.normal(0, 0.0065)
+        noise = random.normal(0, 0.01, 40)
+        noise += np.where(random.random(40) < 0.05, random.exponential(0.3, 40), 0) * random.choice([-1, 1], 40)
+        found.append(truth + effect + noise)
+    return found
+
+
+@pytest.mark.parametrize("truth", [0.0, math.log(1.03)])
+def test_coverage_is_near_95_percent(truth: float):
+    random = np.random.default_rng(7)
+    repetitions = 2000
+    hits = sum(
+        not stats.paired_log_ratio(_simulated(random, truth, 5)).interval().excludes(math.exp(truth))
+        for _ in range(repetitions)
+    )
+    # Three standard errors of a proportion of 2,000 are 1.5 points.
+    assert 0.935 <= hits / repetitions <= 0.98
+
+
+def test_one_odd_launch_widens_the_interval_instead_of_moving_the_verdict():
+    sample = [np.full(30, 0.0) for _ in range(4)] + [np.full(30, 0.02)]
+    assert not stats.paired_log_ratio(sample).interval().excludes(1.0)
+
+
+def test_products_add_variances():
+    one, other = stats.LogRatio(0.1, 0.03, 5), stats.LogRatio(-0.2, 0.04, 7)
+    both = one.times(other)
+    assert (both.mean, both.error, both.launches) == (pytest.approx(-0.1), pytest.approx(0.05), 5)
+
+
+def test_the_detectable_effect_is_detected_four_times_in_five():
+    ratio = stats.LogRatio(0.0, 0.004, 6)
+    effect = math.log1p(ratio.minimum_detectable_effect())
+    random = np.random.default_rng(3)
+    found = 0
+    for _ in range(4000):
+        sample = random.normal(effect, 0.004 * math.sqrt(6), 6)
+        error = sample.std(ddof=1) / math.sqrt(6)
+        found += sample.mean() > stats.student(0.975, 5) * error
+    assert found / 4000 == pytest.approx(0.8, abs=0.04)
+
+
+def test_tails_need_samples():
+    assert stats.percentile(np.arange(499.0), 0.99) is None
+    assert stats.percentile(np.arange(500.0), 0.99) == pytest.approx(494.01)
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_wilson_stays_in_bounds(successes: int, count: int):
+    successes = min(successes, count)
+    interval = stats.wilson(successes, count)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
+def test_wilson_knows_the_textbook():
+    interval = stats.wilson(81, 263)  # Newcombe 1998, table I
+    assert (interval.low, interval.high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+
+
+def test_no_failures_among_a_thousand_bounds_the_rate():
+    assert stats.wilson(0, 1000).high == pytest.approx(0.00383, abs=5e-5)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
+def test_paired_differences_are_antisymmetric(pairs: list[tuple[bool, bool]]):
+    a, b = (np.array([[float(pair[side]) for pair in pairs]]) for side in (0, 1))
+    one, other = stats.paired_difference(a, b), stats.paired_difference(b, a)
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+    assert one.low <= one.value <= one.high
+
+
+def test_paired_differences_cover_the_truth():
+    random = np.random.default_rng(11)
+    hits = 0
+    for _ in range(1000):
+        reference = random.random((1, 500)) < 0.9
+        moved = random.random((1, 500))
+        scores = np.where(moved < 0.04, False, np.where(moved > 0.97, True, reference))
+        truth = 0.04 * -0.9 + 0.03 * 0.1
+        hits += not stats.paired_difference(scores.astype(float), reference.astype(float)).excludes(truth)
+    assert 0.93 <= hits / 1000 <= 0.98
+
+
+def test_pairing_sees_what_two_loose_accuracies_do_not():
+    random = np.random.default_rng(5)
+    reference = (random.random((1, 2000)) < 0.9).astype(float)
+    scores = reference.copy()
+    scores[0, np.flatnonzero(reference[0])[:30]] = 0
+    paired = stats.paired_difference(scores, reference)
+    assert paired.excludes(0.0)
+    loose_one, loose_other = stats.mean_score(scores), stats.mean_score(reference)
+    assert loose_one.high > loose_other.low
+
+
+def test_seeds_widen_the_interval_of_a_score():
+    random = np.random.default_rng(2)
+    alike = (random.random((1, 400)) < 0.8).astype(float).repeat(3, axis=0)
+    apart = np.stack([(random.random(400) < share) for share in (0.6, 0.8, 1.0)]).astype(float)
+    assert stats.mean_score(apart).high - stats.mean_score(apart).low > stats.mean_score(alike).high - stats.mean_score(alike).low
