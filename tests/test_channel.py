@@ -12,9 +12,12 @@ from hypothesis.extra import numpy as hnp
 
 from leanmark.channel import Channel, ChannelClosed, pair
 
-values = st.dictionaries(st.text(max_size=6), st.integers(-(2**53), 2**53) | st.text(max_size=20) | st.none(), max_size=4)
+values = st.dictionaries(
+    st.text(max_size=6), st.integers(-(2**53), 2**53) | st.text(max_size=20) | st.none(), max_size=4
+)
 arrays = st.dictionaries(
-    st.sampled_from(["first", "second"]), hnp.arrays(st.sampled_from([np.float32, np.uint32]), hnp.array_shapes(min_side=0))
+    st.sampled_from(["first", "second"]),
+    hnp.arrays(st.sampled_from([np.float32, np.uint32]), hnp.array_shapes(min_side=0)),
 )
 
 

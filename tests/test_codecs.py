@@ -14,7 +14,9 @@ from leanmark import codecs
 from leanmark.errors import InvalidInput
 
 dtypes = st.sampled_from([np.float16, np.float32, np.float64, np.int8, np.uint8, np.int32, np.int64, np.bool_])
-arrays = dtypes.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)))
+arrays = dtypes.flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9))
+)
 
 
 @given(st.dictionaries(st.text(max_size=10), arrays, max_size=4))
@@ -26,7 +28,11 @@ def test_round_trip_is_bit_for_bit(tensors: dict[str, Any]):
         assert back[name].tobytes() == array.tobytes()
 
 
-@given(st.integers(0, 16).flatmap(lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1), max_size=200))))
+@given(
+    st.integers(0, 16).flatmap(
+        lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1), max_size=200))
+    )
+)
 def test_indices_round_trip(case: tuple[int, list[int]]):
     bits, indices = case
     packed = codecs.pack_indices(np.array(indices, dtype=np.uint32), bits)

@@ -157,4 +157,7 @@ def test_seeds_widen_the_interval_of_a_score():
     random = np.random.default_rng(2)
     alike = (random.random((1, 400)) < 0.8).astype(float).repeat(3, axis=0)
     apart = np.stack([(random.random(400) < share) for share in (0.6, 0.8, 1.0)]).astype(float)
-    assert stats.mean_score(apart).high - stats.mean_score(apart).low > stats.mean_score(alike).high - stats.mean_score(alike).low
+    assert (
+        stats.mean_score(apart).high - stats.mean_score(apart).low
+        > stats.mean_score(alike).high - stats.mean_score(alike).low
+    )

@@ -10,7 +10,6 @@ from leanmark.declare.plan import Plan
 from leanmark.measure import paired
 from leanmark.measure.paired import Launch
 from leanmark.prepare.recipe import Prepared
-from leanmark.processes import Death
 from leanmark.results import Cell, ColdStart, Footprint, Interval, Quality, Result, Role, Status
 
 # A cell is noisy when more than this share of its turns was disturbed.
@@ -41,9 +40,7 @@ class Findings:
 
 def results(plan: Plan, findings: Findings) -> tuple[Result, ...]:
     """The result of every cell, in the plan's order."""
-    return tuple(
-        _result(cell, cells, findings) for cells in plan.blocks().values() for cell in cells
-    )
+    return tuple(_result(cell, cells, findings) for cells in plan.blocks().values() for cell in cells)
 
 
 def runnable(cell: Cell, findings: Findings) -> bool:
@@ -136,7 +133,9 @@ def _status(
         found.append((death.status, f"while it was measured: {death.reason}"))
     found.append(_wrong(cell, inspected))
     if result.timing is not None and result.timing.disturbed_turns > NOISY_SHARE:
-        found.append((Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs"))
+        found.append(
+            (Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs")
+        )
     if _lacks_explanation(result, found):
         found.append(_unmeasured(cell, launches))
     order = list(Status)
@@ -174,7 +173,9 @@ def _wrong(cell: Cell, inspected: Inspected) -> tuple[Status, str]:
     return Status.OK, ""
 
 
-def control_warnings(found: Sequence[Result], launches: Mapping[str, Sequence[Launch]], tolerance: float) -> tuple[str, ...]:
+def control_warnings(
+    found: Sequence[Result], launches: Mapping[str, Sequence[Launch]], tolerance: float
+) -> tuple[str, ...]:
     """What the run's own controls say against it, at the level corrected for their number."""
     controls = [result for result in found if result.cell.role is Role.CONTROL and result.against_reference is not None]
     warnings: list[str] = []

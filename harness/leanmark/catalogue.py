@@ -60,7 +60,13 @@ def _suites() -> list[Entry]:
         suite = load(path)
         workloads = [workload.name for workload in suite.workloads]
         found.append(
-            {"name": suite.name, "title": suite.title, "workloads": workloads, "recipes": len(suite.recipes), "file": str(path)}
+            {
+                "name": suite.name,
+                "title": suite.title,
+                "workloads": workloads,
+                "recipes": len(suite.recipes),
+                "file": str(path),
+            }
         )
     return found
 

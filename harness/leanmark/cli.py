@@ -32,7 +32,9 @@ Only = Annotated[Optional[list[str]], typer.Option("--only", help="Only cells wh
 Budget = Annotated[Optional[float], typer.Option("--budget", min=0.01, help="Seconds of turns a cell.")]
 Launches = Annotated[Optional[int], typer.Option("--launches", min=4, max=1000, help="Fresh sets of worker processes.")]
 Jobs = Annotated[Optional[int], typer.Option("--jobs", min=1, help="Preparations side by side; default: all cores.")]
-Runs = Annotated[Optional[Path], typer.Option("--out", help="Folder of runs; default: $LEANMARK_RUNS or leanmark-runs.")]
+Runs = Annotated[
+    Optional[Path], typer.Option("--out", help="Folder of runs; default: $LEANMARK_RUNS or leanmark-runs.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -44,7 +46,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Benchmark inference optimizations: paired, with evidence, on the artifact that would be deployed."""
 
@@ -99,7 +103,7 @@ def _run(suite: str, options: Options, advance: Any) -> Any:
         raise Interrupted("interrupted", do=advice) from None
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
@@ -114,7 +118,9 @@ def _page(folder: Path) -> Path:
 
 
 @app.command()
-def plan(suite: Suite, only: Only = None, budget: Budget = None, launches: Launches = None, as_json: AsJson = False) -> None:
+def plan(
+    suite: Suite, only: Only = None, budget: Budget = None, launches: Launches = None, as_json: AsJson = False
+) -> None:
     """Print the cells of a suite and the time that a run should take; runs nothing."""
     from leanmark.planned import Options, plan_suite
     from leanmark.publish import listing
@@ -122,9 +128,13 @@ def plan(suite: Suite, only: Only = None, budget: Budget = None, launches: Launc
     planned = plan_suite(suite, Options(only=tuple(only or ()), budget_seconds=budget, launches=launches))
     expected = planned.estimate()
     if as_json:
-        typer.echo(json.dumps(listing.plan_json(planned.plan.suite.name, planned.plan.cells, expected.seconds), indent=1))
+        typer.echo(
+            json.dumps(listing.plan_json(planned.plan.suite.name, planned.plan.cells, expected.seconds), indent=1)
+        )
     else:
-        listing.print_plan(planned.plan.suite.name, planned.plan.cells, expected.prepare_seconds, expected.measure_seconds)
+        listing.print_plan(
+            planned.plan.suite.name, planned.plan.cells, expected.prepare_seconds, expected.measure_seconds
+        )
 
 
 @app.command("list")

@@ -31,7 +31,9 @@ MAGIC = b"LMPACK1\n"
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSOR_BYTES = 4 * 2**30
 MAX_PALETTE = 2**16
-_DTYPES = frozenset("float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+_DTYPES = frozenset(
+    ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
+)
 
 
 def pack(tensors: Mapping[str, Array]) -> bytes:
@@ -122,7 +124,7 @@ def _palette(array: Array) -> tuple[Array, Array] | None:
 
 
 def _decode_palette(name: str, chunk: bytes, palette: Any, dtype: np.dtype[Any], count: int) -> Array:
-    if not isinstance(palette, int) or not 1 <= palette <= MAX_PALETTE:
+    if type(palette) is not int or not 1 <= palette <= MAX_PALETTE:
         raise InvalidInput(f"tensor '{name}' has no valid codebook")
     bits = index_bits(palette)
     head = palette * dtype.itemsize
@@ -154,10 +156,11 @@ def _read_header(packed: bytes) -> tuple[list[Any], int]:
 def _checked(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...], str, int]:
     if not isinstance(entry, dict):
         raise InvalidInput("a tensor of the packed weights has no description")
-    name, dtype, shape = entry.get("name"), entry.get("dtype"), entry.get("shape")
-    codec, size = entry.get("codec"), entry.get("bytes")
+    fields: dict[str, Any] = entry
+    name, dtype, shape, codec, size = (fields.get(key) for key in ("name", "dtype", "shape", "codec", "bytes"))
     fits = (
         isinstance(name, str)
+        and isinstance(dtype, str)
         and dtype in _DTYPES
         and isinstance(shape, list)
         and len(shape) <= 32
@@ -168,10 +171,10 @@ def _checked(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...], str, int]
     )
     if not fits:
         raise InvalidInput(f"tensor {name!r} of the packed weights is not described validly")
-    kind = np.dtype(dtype).newbyteorder("<")
-    if math.prod(shape) * max(kind.itemsize, 8) > MAX_TENSOR_BYTES:
+    kind, sides = np.dtype(str(dtype)).newbyteorder("<"), tuple(int(side) for side in shape or ())
+    if math.prod(sides) * max(kind.itemsize, 8) > MAX_TENSOR_BYTES:
         raise InvalidInput(f"tensor '{name}' of the packed weights is larger than {MAX_TENSOR_BYTES} bytes")
-    return str(name), kind, tuple(shape), str(codec), int(size)
+    return str(name), kind, sides, str(codec), int(size or 0)
 
 
 def _to_bytes(array: Array) -> bytes:

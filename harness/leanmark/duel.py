@@ -75,10 +75,18 @@ def fight(
             kill_all()
     ratio = paired.compare(done, "first", "second")
     one, two = paired.timing(done, "first"), paired.timing(done, "second")
-    assert one is not None and two is not None
+    assert one is not None
+    assert two is not None
     pinned = all(launch.facts.pinned for launch in done)
     return Duel(
-        str(first), str(second), ratio.interval(stats.LEVEL), ratio.minimum_detectable_effect(), one, two, target, pinned
+        str(first),
+        str(second),
+        ratio.interval(stats.LEVEL),
+        ratio.minimum_detectable_effect(),
+        one,
+        two,
+        target,
+        pinned,
     )
 
 

@@ -82,8 +82,10 @@ def plan_suite(name: str, options: Options) -> Planned:
     )
     plan = make_plan(suite, supported).select(options.only)
     if not plan.cells:
-        raise InvalidInput(f"no cell of '{suite.name}' matches {', '.join(options.only)}", do="`leanmark plan` lists them.")
-    own = suite.plugins or any(workload.model and not _is_builtin(workload.model) or ":" in workload.metric
+        raise InvalidInput(
+            f"no cell of '{suite.name}' matches {', '.join(options.only)}", do="`leanmark plan` lists them."
+        )
+    own = suite.plugins or any((workload.model and not _is_builtin(workload.model)) or ":" in workload.metric
                                for workload in suite.workloads)  # fmt: skip
     jobs = options.jobs or len(available_cpus())
     return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else ())

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanmark.channel import Channel, ChannelClosed, pair
+from leanmark.channel import ChannelClosed, pair
 from leanmark.results import Status
 
 _LOG_TAIL_BYTES = 4000
-_living: set["Child"] = set()
+_living: set[Child] = set()
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -203,4 +203,3 @@ def _listen(child: Child, job: Job, ready: bool) -> Progress | Done | None:
     if seconds > job.timeout_seconds:
         return Done(job, None, Death(Status.TIMEOUT, f"it ran past its limit of {job.timeout_seconds:g} s"), seconds)
     return None
-

@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -253,7 +253,7 @@ def _parameters(function: StepFunction, name: str) -> type[BaseModel]:
 
 
 @contextmanager
-def import_path(*folders: Path) -> Iterator[None]:
+def import_path(*folders: Path) -> Generator[None]:
     """Let modules in these folders be imported, before installed ones."""
     added = [str(folder) for folder in folders]
     sys.path[:0] = added

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
+FRAME_COLUMNS = [
+    *["run", "suite", "cell", "workload", "recipe", "target", "role", "status"],
+    *["metric", "value", "low", "high", "n", "unit"],
+]
 
 # JSON values: facts, parameters and environments are open sets of these. (Not a
 # recursive type: pyright and pydantic each read those differently.)
-Json: TypeAlias = Any  # noqa: UP040 - `type` statements need Python 3.12
+Json: TypeAlias = Any
 
 
 class Status(StrEnum):
@@ -270,8 +274,7 @@ class Run:
             for result in self.results
             for row in _metric_rows(result)
         ]
-        columns = "run suite cell workload recipe target role status metric value low high n unit".split()
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=FRAME_COLUMNS)
 
 
 def _metric_rows(result: Result) -> list[dict[str, Json]]:
@@ -280,7 +283,14 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
     def add(metric: str, unit: str, value: float | Interval | None, n: int | None = None) -> None:
         if isinstance(value, Interval):
             rows.append(
-                {"metric": metric, "unit": unit, "value": value.value, "low": value.low, "high": value.high, "n": value.n}
+                {
+                    "metric": metric,
+                    "unit": unit,
+                    "value": value.value,
+                    "low": value.low,
+                    "high": value.high,
+                    "n": value.n,
+                }
             )
         elif value is not None:
             rows.append({"metric": metric, "unit": unit, "value": value, "low": None, "high": None, "n": n})

@@ -12,7 +12,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -124,7 +124,7 @@ class _Execution:
         found = assembly.results(self.plan, findings)
         begin = self.entries[0]
         warnings = assembly.control_warnings(found, findings.launches, self.suite.tolerances["latency"])
-        if any(not launch.pinned for launches in findings.launches.values() for launch in launches):
+        if any(not launch.facts.pinned for launches in findings.launches.values() for launch in launches):
             warnings = (*warnings, "workers could not be pinned to processors; intervals are wider for it")
         run = Run(
             id=self.folder.name,
@@ -260,7 +260,8 @@ class _Execution:
                 return Inspected(footprint=weights, death=(item.death.status, item.death.reason))
         answers = _answers(gathered)
         start = gathered[0]
-        assert answers is not None and isinstance(start, quality.Inspection)
+        assert answers is not None
+        assert isinstance(start, quality.Inspection)
         metric = self.plan.workload(cell.workload).metric
         try:
             score = quality.assess(metric, answers, anchor)
@@ -274,7 +275,8 @@ class _Execution:
 
     def _side(self, cell: Cell, findings: Findings, seed: int = 0) -> Side:
         prepared = findings.prepared[cell.id][seed]
-        assert prepared.content is not None and prepared.splits is not None
+        assert prepared.content is not None
+        assert prepared.splits is not None
         artifact = self.store.open(prepared.content)
         return Side(
             name=cell.id,
@@ -331,7 +333,7 @@ class _Execution:
                 seconds=self.suite.budget_seconds / self.suite.launches,
                 cpus=available_cpus(),
                 seed=_stable_seed(block),
-                calls_a_turn=before[0].calls_a_turn if before else None,
+                calls_a_turn=before[0].facts.calls_a_turn if before else None,
                 progress=lambda done: self.meter.reach("measure", start + share * done, label),
             )
 
@@ -401,7 +403,7 @@ def _short(cell: str) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+def _threads(count: int) -> Generator[ThreadPoolExecutor]:
     """A pool whose threads are given up at once when something interrupts."""
     pool = ThreadPoolExecutor(count)
     try:

@@ -111,7 +111,7 @@ class Context:
 
     splits: Callable[[str], Split]
     seed: int
-    progress: Callable[[float, str], None] = lambda fraction, text: None
+    progress: Callable[[float, str], None] = lambda *_: None
     metric: str = "accuracy"
 
     def split(self, name: str) -> Split:

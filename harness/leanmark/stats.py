@@ -53,9 +53,7 @@ class LogRatio:
 
     def times(self, other: LogRatio) -> LogRatio:
         """The product of two ratios: variances add in log space, the fewer launches count."""
-        return LogRatio(
-            self.mean + other.mean, math.hypot(self.error, other.error), min(self.launches, other.launches)
-        )
+        return LogRatio(self.mean + other.mean, math.hypot(self.error, other.error), min(self.launches, other.launches))
 
 
 def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:

@@ -23,6 +23,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "Identity": (),
     "Flatten": ("start_dim", "end_dim"),
     "ReLU": (),
+    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
     "Linear": ("in_features", "out_features", "bias"),
     "Conv1d": (
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode",

@@ -13,7 +13,9 @@ FILE = Path("suite.yaml")
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text("abc xyz", max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdef", min_size=1, max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("abcdef", min_size=1, max_size=5), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
@@ -68,7 +70,11 @@ def test_deep_nesting_is_refused(text: str):
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
-    for name, content in {"empty.yaml": b"", "binary.yaml": b"\xff\xfe\x00", "large.yaml": b"#" * (MAX_FILE_BYTES + 1)}.items():
+    for name, content in {
+        "empty.yaml": b"",
+        "binary.yaml": b"\xff\xfe\x00",
+        "large.yaml": b"#" * (MAX_FILE_BYTES + 1),
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InvalidInput, match=name):
             parse(tmp_path / name)

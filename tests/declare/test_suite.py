@@ -80,7 +80,13 @@ def test_units_are_needed_and_read(tmp_path: Path):
         ("runtime: onnxruntime", "runtime: onxruntime", 6, "unknown runtime 'onxruntime'", "'onnxruntime'"),
         ("{runtime: onnxruntime}", "{runtime: onnxruntime, device: gpu}", 6, "device = 'gpu'", None),
         ("{runtime: onnxruntime}", "{threads: 0}", 6, "threads = 0", None),
-        ("[{prune", "[quantize.static, {prune", 4, "quantize.static consumes a Program, but the workload", "export.onnx"),
+        (
+            "[{prune",
+            "[quantize.static, {prune",
+            4,
+            "quantize.static consumes a Program, but the workload",
+            "export.onnx",
+        ),
         ("[{prune.magnitude: {sparsity: 0.5}}]", "[]", 4, "recipe 'pruned' has no steps", None),
         ("  pruned:", "  fp32:", 4, "reserved", None),
         ("  pruned:", "  'a b':", 4, "'a b' is no name for a recipe", None),
@@ -119,7 +125,7 @@ def test_an_own_model_must_exist(tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "net.py").write_text("")
     assert good(tmp_path, own).workloads[0].model == "mine.net:build"
-    assert "unknown metric 'acuracy'" in refused(tmp_path, own.replace("build\"", 'build", metric: acuracy')).what
+    assert "unknown metric 'acuracy'" in refused(tmp_path, own.replace('build"', 'build", metric: acuracy')).what
     assert "unknown key 'modle'" in refused(tmp_path, own.replace("model:", "modle:")).what
 
 

@@ -40,7 +40,12 @@ measure: {budget: 100ms, launches: 4}
 
 def leanmark(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "leanmark.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "leanmark.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -107,7 +112,9 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
     marker = tmp_path / "marker"
     suite = project / f"hang-{number}.yaml"
     suite.write_text(
-        SUITE.replace("recipes:\n", f'recipes:\n  waits: [{{faulty.hang: {{marker: "{marker}"}}}}]\n').replace("15s", "10min")
+        SUITE.replace("recipes:\n", f'recipes:\n  waits: [{{faulty.hang: {{marker: "{marker}"}}}}]\n').replace(
+            "15s", "10min"
+        )
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "leanmark.cli", "run", suite.name, "--out", str(tmp_path / "runs"), "--only", "waits"],
@@ -126,13 +133,17 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume=" in errors
-    assert not [pid for pid in family if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        pid for pid in family if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
     assert time.monotonic() - begun < 30  # the figure itself, 2 s, is a benchmark's
 
 
 def test_a_killed_run_leaves_no_children_and_resumes(project: Path, tmp_path: Path):
     suite = project / "killed.yaml"
-    suite.write_text(SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}, {runtime: torch}]\n")
+    suite.write_text(
+        SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}, {runtime: torch}]\n"
+    )
     out = tmp_path / "runs"
     process = subprocess.Popen(
         [sys.executable, "-m", "leanmark.cli", "run", suite.name, "--out", str(out)],
@@ -141,7 +152,9 @@ def test_a_killed_run_leaves_no_children_and_resumes(project: Path, tmp_path: Pa
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any('"launch"' in path.read_text() for path in out.glob("*/journal.jsonl")):
+    while time.monotonic() < deadline and not any(
+        '"launch"' in path.read_text() for path in out.glob("*/journal.jsonl")
+    ):
         assert process.poll() is None
         time.sleep(0.05)
     family = descendants(process.pid)
@@ -187,7 +200,9 @@ def test_a_folder_that_cannot_be_written(project: Path, tmp_path: Path):
 def test_a_full_disk_keeps_the_journal_valid(project: Path, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     try:

@@ -64,7 +64,7 @@ class Estimate:
         return self.prepare_seconds + self.measure_seconds
 
 
-def make_plan(suite: Suite, available: Availability = lambda runtime, device: None) -> Plan:
+def make_plan(suite: Suite, available: Availability = lambda *_: None) -> Plan:
     """All cells of a suite: both references and every recipe, for each workload and target."""
     cells: list[Cell] = []
     for workload in suite.workloads:
@@ -87,9 +87,7 @@ def _block(suite: Suite, workload: Workload, target: Target, available: Availabi
         yield _cell(workload, recipe, target, block, role, available)
 
 
-def _cell(
-    workload: Workload, recipe: Recipe, target: Target, block: str, role: Role, available: Availability
-) -> Cell:
+def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: Role, available: Availability) -> Cell:
     steps, lowering, skip = recipe.steps, 0, None
     problem = stage_problem(recipe, workload.stage)
     if problem is not None:
@@ -99,7 +97,10 @@ def _cell(
         if added is None:
             runtime = registry.get_runtime(target.runtime)
             stage = final_stage(recipe, workload.stage).__name__
-            skip = (Status.NOT_APPLICABLE, f"it ends as a {stage}, and {runtime.title} runs a {runtime.executes.__name__}")
+            skip = (
+                Status.NOT_APPLICABLE,
+                f"it ends as a {stage}, and {runtime.title} runs a {runtime.executes.__name__}",
+            )
         else:
             steps, lowering = (*steps, *added), len(added)
     reason = available(target.runtime, target.device)

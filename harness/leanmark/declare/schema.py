@@ -133,7 +133,11 @@ def json_schema() -> dict[str, Any]:
         "minProperties": 1,
         "maxProperties": 1,
         "properties": {
-            step.name: {"description": step.summary, "type": ["object", "null"], "properties": _open_to_sweeps(step_schemas[step.name])}
+            step.name: {
+                "description": step.summary,
+                "type": ["object", "null"],
+                "properties": _open_to_sweeps(step_schemas[step.name]),
+            }
             for step in registry.steps()
         },
         "additionalProperties": False,

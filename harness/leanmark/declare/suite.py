@@ -126,7 +126,7 @@ def _workloads(declared: SuiteDeclaration, document: Document, folder: Path) -> 
 
 def _workload(entry: str | dict[str, Any], location: Location, document: Document, folder: Path) -> Workload:
     if isinstance(entry, str):
-        with _placed(document, location):
+        with _Placed(document, location):
             return registry.get_workload(entry)
     kind = OnnxWorkload if "onnx" in entry else ModelWorkload
     try:
@@ -137,7 +137,7 @@ def _workload(entry: str | dict[str, Any], location: Location, document: Documen
         paths = {key: _file(getattr(own, key), (*location, key), document, folder) for key in ("onnx", "inputs")}
         name = own.name or re.sub(r"[^A-Za-z0-9._+-]", "-", Path(own.onnx).stem).lstrip("._+-") or "model"
         _check_metric(own.metric, location, document, folder)
-        return Workload(name=name, title=own.title, metric=own.metric, **paths)
+        return Workload(name=name, title=own.title, metric=own.metric, onnx=paths["onnx"], inputs=paths["inputs"])
     for key in ("model", "data"):
         _check_import(getattr(own, key), (*location, key), document, folder)
     _check_metric(own.metric, location, document, folder)
@@ -147,7 +147,9 @@ def _workload(entry: str | dict[str, Any], location: Location, document: Documen
 def _file(name: str, location: Location, document: Document, folder: Path) -> str:
     path = folder / name
     if not path.is_file():
-        raise InvalidInput(f"the file '{name}' does not exist", where=document.position(location), do=f"Looked in {folder}.")
+        raise InvalidInput(
+            f"the file '{name}' does not exist", where=document.position(location), do=f"Looked in {folder}."
+        )
     return str(path.resolve())
 
 
@@ -190,7 +192,9 @@ def _recipes(declared: SuiteDeclaration, document: Document) -> list[tuple[Recip
                 do="Use letters, digits and . _ + - only.",
             )
         if name in (REFERENCE, EAGER):
-            raise InvalidInput(f"the name '{name}' is reserved for a reference", where=document.position(location, key=True))
+            raise InvalidInput(
+                f"the name '{name}' is reserved for a reference", where=document.position(location, key=True)
+            )
         if not entries:
             raise InvalidInput(
                 f"recipe '{name}' has no steps",
@@ -199,7 +203,9 @@ def _recipes(declared: SuiteDeclaration, document: Document) -> list[tuple[Recip
             )
         for recipe in _unfold(name, entries, location, document):
             if recipe.name in found:
-                raise InvalidInput(f"two recipes are named '{recipe.name}'", where=document.position(location, key=True))
+                raise InvalidInput(
+                    f"two recipes are named '{recipe.name}'", where=document.position(location, key=True)
+                )
             found[recipe.name] = (recipe, location)
     if declared.controls:
         present = {step.name for recipe, _ in found.values() for step in recipe.steps}
@@ -214,7 +220,9 @@ def _recipes(declared: SuiteDeclaration, document: Document) -> list[tuple[Recip
     return list(found.values())
 
 
-def _unfold(name: str, entries: Sequence[str | dict[str, Any]], location: Location, document: Document) -> Iterator[Recipe]:
+def _unfold(
+    name: str, entries: Sequence[str | dict[str, Any]], location: Location, document: Document
+) -> Iterator[Recipe]:
     """All recipes that the sweeps of one declared recipe stand for."""
     choices: list[list[tuple[str, StepSpec]]] = []
     for index, entry in enumerate(entries):
@@ -225,7 +233,9 @@ def _unfold(name: str, entries: Sequence[str | dict[str, Any]], location: Locati
         yield Recipe(name + suffix, tuple(spec for _, spec in combination))
 
 
-def _step_choices(entry: str | dict[str, Any], location: Location, document: Document) -> Iterator[tuple[str, StepSpec]]:
+def _step_choices(
+    entry: str | dict[str, Any], location: Location, document: Document
+) -> Iterator[tuple[str, StepSpec]]:
     if isinstance(entry, dict) and len(entry) != 1:
         raise InvalidInput(
             "a step is one name with its parameters",
@@ -235,11 +245,13 @@ def _step_choices(entry: str | dict[str, Any], location: Location, document: Doc
     name, params = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
     params = {} if params is None else params
     inner: Location = location if isinstance(entry, str) else (*location, name)
-    with _placed(document, inner, key=True):
+    with _Placed(document, inner, key=True):
         step = registry.get_step(name)
     if not isinstance(params, dict):
         raise InvalidInput(f"the parameters of {name} are not a mapping", where=document.position(inner))
-    swept = {key: value["sweep"] for key, value in params.items() if isinstance(value, dict) and set(value) == {"sweep"}}
+    swept = {
+        key: value["sweep"] for key, value in params.items() if isinstance(value, dict) and set(value) == {"sweep"}
+    }
     for key, values in swept.items():
         if not isinstance(values, list) or not values:
             raise InvalidInput(f"the sweep of {name}.{key} is empty", where=document.position((*inner, key)))
@@ -302,7 +314,7 @@ def final_stage(recipe: Recipe, start: type[Stage]) -> type[Stage]:
 def _targets(declared: SuiteDeclaration, document: Document) -> Iterator[Target]:
     seen: set[str] = set()
     for index, entry in enumerate(declared.targets):
-        with _placed(document, ("targets", index, "runtime")):
+        with _Placed(document, ("targets", index, "runtime")):
             runtime = registry.get_runtime(entry.runtime)
         if entry.device not in runtime.devices:
             raise InvalidInput(
@@ -331,7 +343,7 @@ def _unique(values: Sequence[T], kind: str, location: Location, document: Docume
     return values
 
 
-class _placed:
+class _Placed:
     """Give the errors of a block a position in the document."""
 
     def __init__(self, document: Document, location: Location, *, key: bool = False) -> None:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def create_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def telling(path: Path) -> Iterator[None]:
+def telling(path: Path) -> Generator[None]:
     """Turn what the operating system says about writing into an error with advice."""
     try:
         yield
@@ -135,7 +135,7 @@ def write_samples(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
         part = path.with_suffix(".part")
         try:
             with part.open("wb") as file:
-                np.savez_compressed(file, **dict(arrays))
+                np.savez_compressed(file, allow_pickle=False, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
@@ -290,7 +290,9 @@ def _summary(folder: Path) -> RunSummary:
         run = read_run(folder)
         return RunSummary(run.id, run.suite, run.started, len(run.results), run.complete, folder)
     begin = Journal(folder).entries()[0]
-    return RunSummary(folder.name, begin.get("suite", "?"), begin.get("started", ""), begin.get("cells", 0), False, folder)
+    return RunSummary(
+        folder.name, begin.get("suite", "?"), begin.get("started", ""), begin.get("cells", 0), False, folder
+    )
 
 
 def find_run(name: str, root: Path) -> Path:

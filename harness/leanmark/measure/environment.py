@@ -18,8 +18,28 @@ from leanmark.results import canonical_json
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy", "scipy", "leanmark")
 # Instruction sets that decide which kernels a runtime picks.
 _FEATURES = frozenset(
-    "sse4_2 avx avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx_vnni amx_tile amx_int8 amx_bf16 "
-    "asimd asimddp i8mm sve sve2 bf16".split()
+    [
+        "sse4_2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx_vnni",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+        "asimd",
+        "asimddp",
+        "i8mm",
+        "sve",
+        "sve2",
+        "bf16",
+    ]
 )
 
 

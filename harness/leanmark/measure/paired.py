@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +189,7 @@ def available_cpus() -> list[int]:
 
 
 @contextmanager
-def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Iterator[list[Worker]]:
+def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Generator[list[Worker]]:
     """Workers for all sides that can be opened; the others' deaths are recorded."""
     workers: list[Worker] = []
     alive: list[Worker] = []
@@ -220,7 +220,7 @@ def run_launch(
     cpus: Sequence[int],
     seed: int,
     calls_a_turn: int | None = None,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Launch:
     """One launch: fresh workers for all sides, then rounds of turns for `seconds` a side.
 
@@ -332,7 +332,7 @@ class _Table:
 
 
 @contextmanager
-def _out_of_the_way(cpus: Sequence[int], chosen: Sequence[int]) -> Iterator[None]:
+def _out_of_the_way(cpus: Sequence[int], chosen: Sequence[int]) -> Generator[None]:
     """Keep the parent off the measured processors while it waits, where it can be."""
     others = set(cpus) - set(chosen)
     if not others or not hasattr(os, "sched_setaffinity"):

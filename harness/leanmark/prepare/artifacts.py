@@ -24,7 +24,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Store:
             return made
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> Generator[Path]:
         """A folder for work in progress that is gone afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
         try:
@@ -108,7 +108,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> Generator[None]:
         """One process at a time makes what `key` names; freed when the process ends."""
         with (self.root / "locks" / key).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -139,13 +139,15 @@ class Store:
 
 
 @contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[None]:
+def writing_to(path: Path) -> Generator[None]:
     """Turn what the operating system says into an error that tells what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull("the disk is full", where=path, do="Free some space; what was measured is kept.") from error
+            raise StorageFull(
+                "the disk is full", where=path, do="Free some space; what was measured is kept."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise InvalidInput(
                 f"cannot be written: {error.strerror}", where=path, do="Choose another folder or its permissions."
@@ -233,7 +235,7 @@ def _source_of(reference: str | None) -> str | None:
 
 
 @functools.cache
-def _parsed(path: Path, changed: int) -> ast.Module:
+def _parsed(path: Path, _changed: int) -> ast.Module:
     return ast.parse(path.read_bytes())
 
 

@@ -29,7 +29,13 @@ def _train(model: TorchModel, settings: dict[str, Any], context: Context) -> Non
     from leanmark.techniques.training import fit
 
     try:
-        fit(model.module, context.split("train"), generator=context.generator("base"), progress=context.progress, **settings)
+        fit(
+            model.module,
+            context.split("train"),
+            generator=context.generator("base"),
+            progress=context.progress,
+            **settings,
+        )
     except TypeError as error:
         raise PreparationError(f"`train` of the workload: {error}") from error
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from leanmark import registry
-from leanmark.channel import Channel, ChannelClosed, inherited
+from leanmark.channel import Channel, inherited
 from leanmark.errors import LeanmarkError, NotApplicable
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, prepare
@@ -68,18 +68,9 @@ def _first_line(error: Exception) -> str:
 
 def _end_with_parent(channel: Channel) -> None:
     """End this process and what it started when the parent is gone."""
-    try:
+    with contextlib.suppress(OSError):
         channel.socket.recv(1)
-    except (ChannelClosed, OSError):
-        pass
     os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def decode_answer(answer: Any) -> Prepared:
-    """The `Prepared` in a child's answer."""
-    from leanmark.results import from_json
-
-    return from_json(Prepared, answer["prepared"])
 
 
 if __name__ == "__main__":

@@ -86,9 +86,7 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
         entries.append(_step(spec, entries[-1], key, store, context))
     final = store.open(entries[-1].content)
     final = replace(final, reference=_reference(trial, keys, final, store, context))
-    evidence = tuple(
-        registry.get_step(spec.name).evidence(final, dict(spec.params)) for spec in trial.steps
-    )
+    evidence = tuple(registry.get_step(spec.name).evidence(final, dict(spec.params)) for spec in trial.steps)
     store.put_evidence(keys.final, [to_json(item) for item in evidence])
     return _outcome(trial, keys, entries, evidence, cached=False)
 
@@ -106,7 +104,8 @@ def _outcome(
         limit = registry.get_step(spec.name).exact
         if limit is not None and entry.exact_difference is not None and not entry.exact_difference <= limit:
             status = Status.WRONG
-            reason = f"{spec.name} says that it changes no answer by more than {limit:g}, but one moved by {entry.exact_difference:.3g}"
+            moved = f"one moved by {entry.exact_difference:.3g}"
+            reason = f"{spec.name} says that it changes no answer by more than {limit:g}, but {moved}"
             break
     counts = next((entry.counts for entry in reversed(entries) if entry.counts), {})
     return Prepared(
@@ -137,7 +136,7 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
         context.progress(0.0, spec.name)
         stage = step.function(source.load(), context, **step.parameters(**spec.params).model_dump())
         wanted = step.produces or source.stage
-        if not isinstance(stage, wanted):
+        if not isinstance(stage, (TorchModel, Program)) or not isinstance(stage, wanted):
             raise PreparationError(f"{spec.name} returned {type(stage).__name__}, not a {wanted.__name__}")
         return stage
 

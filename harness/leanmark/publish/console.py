@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def running(console: Console) -> Iterator[Advance]:
+def running(console: Console) -> Generator[Advance]:
     """A progress bar with the time left; plain lines where there is no terminal."""
     if console.is_terminal:
         with _bar(console) as advance:
@@ -34,7 +34,7 @@ def running(console: Console) -> Iterator[Advance]:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Advance]:
+def _bar(console: Console) -> Generator[Advance]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     with Progress(

@@ -1,0 +1,199 @@
+"""Facts read off an ONNX model, and quiet for the libraries that write them.
+
+Everything here reads the model as it is: subgraphs are counted too, and nothing is
+inferred from what a step was asked to do.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+from leanmark.stages import Artifact, Program
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """No warnings, log lines or prints from the libraries called inside; errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, imported so that it writes nothing about this machine.
+
+    Version 1.31 leaves a device id and an event file under the user's cache otherwise.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
+
+def nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Every node of a graph and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else []
+            for body in (*inner, *attribute.graphs):
+                yield from nodes(body)
+
+
+def op_name(node: NodeProto) -> str:
+    """The operator's name, with its domain where that is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def op_counts(proto: ModelProto) -> dict[str, int]:
+    """How many nodes of each operator a model has, by name."""
+    counts = Counter(op_name(node) for node in nodes(proto.graph))
+    for function in proto.functions:
+        counts.update(op_name(node) for node in function.node)
+    return dict(sorted(counts.items()))
+
+
+def reference_ops(artifact: Artifact) -> dict[str, int] | None:
+    """Operators of the unmodified program, or None where there is none to compare with."""
+    reference = artifact.reference
+    if reference is None or reference.stage is not Program:
+        return None
+    return op_counts(reference.proto())
+
+
+def difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """Operators whose count changed, with how many there are more now."""
+    changes = {name: after.get(name, 0) - before.get(name, 0) for name in sorted({*before, *after})}
+    return {name: change for name, change in changes.items() if change}
+
+
+def is_quantized(ops: Mapping[str, int]) -> bool:
+    """Whether some operator of a model computes with or converts to integers."""
+    return any("Quantize" in name or "Integer" in name or "QLinear" in name for name in ops)
+
+
+def leftovers(proto: ModelProto) -> dict[str, int]:
+    """Nodes of the main graph that do no work, by kind.
+
+    no_op: Identity and Dropout. constant: Constant nodes, which could be initializers.
+    unused: nobody reads what they compute. duplicate: the same computation again.
+    """
+    graph = proto.graph
+    given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    returned = {value.name for value in graph.output}
+    used = _used_nodes(graph)
+    seen: set[tuple[bytes, ...]] = set()
+    counts = {"no_op": 0, "constant": 0, "unused": 0, "duplicate": 0}
+    for index, node in enumerate(graph.node):
+        # What goes in and comes out unchanged still needs one node between the two.
+        bridge = node.op_type == "Identity" and node.input[0] in given and node.output[0] in returned
+        if index not in used:
+            counts["unused"] += 1
+        elif node.op_type in ("Identity", "Dropout") and not bridge:
+            counts["no_op"] += 1
+        elif node.op_type == "Constant":
+            counts["constant"] += 1
+        elif node.op_type not in _RANDOM and not returned.intersection(node.output):
+            computation = _computation(node)
+            counts["duplicate"] += computation in seen
+            seen.add(computation)
+    return counts
+
+
+_RANDOM = frozenset(
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
+)
+
+
+def _computation(node: NodeProto) -> tuple[bytes, ...]:
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return (op_name(node).encode(), *(name.encode() for name in node.input), b"", *attributes)
+
+
+def _used_nodes(graph: GraphProto) -> set[int]:
+    """Positions of the nodes that an output depends on; nodes are in topological order."""
+    needed = {value.name for value in graph.output}
+    used: set[int] = set()
+    for index in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[index]
+        if needed.intersection(node.output):
+            used.add(index)
+            needed.update(_reads(node))
+    return used
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        inner = [attribute.g] if attribute.HasField("g") else []
+        for body in (*inner, *attribute.graphs):
+            yield from (value.name for value in body.output)
+            for child in body.node:
+                yield from _reads(child)
+
+
+def canonical(proto: ModelProto, keep: Iterable[str]) -> None:
+    """Name and order what a library made up in place, by position.
+
+    onnxruntime and its quantizer draw names from hash tables, so that two processes
+    name the same node differently. Inputs, outputs and the initializers in `keep` keep
+    their names; nodes and the values between them are numbered in topological order.
+    Unused operator sets and intermediate shapes, which the runtime infers, go.
+    """
+    graph = proto.graph
+    kept = {value.name for value in (*graph.input, *graph.output)} | set(keep)
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str, str] = {}
+    order: dict[str, None] = {}
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        for position, name in enumerate(node.output):
+            if name and name not in kept:
+                names[name] = f"{node.name}_{position}" if position else f"{node.name}_output"
+        order |= dict.fromkeys(name for name in _reads(node) if name in stored)
+        attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    names |= {name: f"constant_{index}" for index, name in enumerate(order) if name not in kept}
+    order |= dict.fromkeys(name for name in sorted(stored) if name in kept)
+    tensors = [stored[name] for name in order]
+    del graph.initializer[:]
+    for tensor in tensors:
+        graph.initializer.add().CopyFrom(tensor)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.node:
+        _rename(node, names)
+    del graph.value_info[:]
+    domains = {node.domain for node in nodes(graph)} | {node.domain for body in proto.functions for node in body.node}
+    used = sorted((entry.domain, entry.version) for entry in proto.opset_import if entry.domain in {*domains, ""})
+    del proto.opset_import[:]
+    for domain, version in used:
+        proto.opset_import.add(domain=domain, version=version)
+
+
+def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
+    node.input[:] = [names.get(name, name) for name in node.input]
+    node.output[:] = [names.get(name, name) for name in node.output]
+    for attribute in node.attribute:
+        inner = [attribute.g] if attribute.HasField("g") else []
+        for body in (*inner, *attribute.graphs):
+            for value in body.output:
+                value.name = names.get(value.name, value.name)
+            for child in body.node:
+                _rename(child, names)

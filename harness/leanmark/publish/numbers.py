@@ -1,0 +1,165 @@
+"""Numbers with units and intervals as people read them, and text made safe to show.
+
+Pure; shared by the terminal table, Markdown and the pages, so that one figure looks
+the same everywhere. A figure that is missing or not finite is shown as a dash.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+
+from leanmark.results import Interval, Quality
+
+MISSING: Final = "–"
+
+# Metrics that are fractions of test examples; others are shown in their own unit.
+PERCENT_METRICS: Final = frozenset({"accuracy", "agreement", "top1", "top5"})
+
+# Characters that reorder or hide the text around them (Unicode TR 36, section 2.5).
+_BIDI: Final = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+_INVISIBLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its unit, and its interval, which may be empty."""
+
+    value: str
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".rstrip()
+
+
+NOTHING: Final = Figure(MISSING)
+
+
+def ratio(interval: Interval | None) -> Figure:
+    """A latency ratio, variant over reference: ``0.523x [0.512, 0.531]``.
+
+    The reference itself, whose ratio is 1 by definition, has no interval.
+    """
+    if interval is None or not _finite(interval):
+        return NOTHING
+    if interval.n == 0:
+        return Figure("1x")
+    places = _ratio_places(interval)
+    low, high = _fixed(interval.low, places), _fixed(interval.high, places)
+    return Figure(f"{_fixed(interval.value, places)}x", f"[{low}, {high}]")
+
+
+def quality(found: Quality | None) -> Figure:
+    """A score: ``88.9 % [87.4, 90.2]``, or ``0.729 [0.701, 0.755]`` where it is no fraction."""
+    if found is None or not _finite(found.score):
+        return NOTHING
+    score = found.score
+    if is_percentage(found.metric):
+        return Figure(f"{_fixed(100 * score.value, 1)} %", f"[{_fixed(100 * score.low, 1)}, {_fixed(100 * score.high, 1)}]")
+    return Figure(_fixed(score.value, 3), f"[{_fixed(score.low, 3)}, {_fixed(score.high, 3)}]")
+
+
+def difference(found: Quality | None) -> Figure:
+    """Score minus the reference's, paired: ``-0.4 pp [-0.9, +0.1]``."""
+    if found is None or found.difference is None or not _finite(found.difference):
+        return NOTHING
+    paired = found.difference
+    if is_percentage(found.metric):
+        low, high = _signed(100 * paired.low, 1), _signed(100 * paired.high, 1)
+        return Figure(f"{_signed(100 * paired.value, 1)} pp", f"[{low}, {high}]")
+    return Figure(_signed(paired.value, 3), f"[{_signed(paired.low, 3)}, {_signed(paired.high, 3)}]")
+
+
+def is_percentage(metric: str) -> bool:
+    """Whether scores of this metric are fractions, to be shown in percent."""
+    return metric in PERCENT_METRICS
+
+
+def size(n_bytes: float | None) -> str:
+    """Bytes, base 1000: ``266.6 kB``."""
+    return _scaled(n_bytes, ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B")))
+
+
+def count(number: float | None) -> str:
+    """A count: ``266.6k``, ``4.24M``."""
+    return _scaled(number, ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")))
+
+
+def seconds(duration: float | None) -> str:
+    """A duration: ``45.2 µs``, ``1.23 ms``, ``9.4 s``, ``12.6 min``."""
+    if duration is None or not math.isfinite(duration):
+        return MISSING
+    if duration >= 120:
+        return f"{duration / 60:.1f} min" if duration < 5400 else f"{duration / 3600:.1f} h"
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if duration >= 0.9995 * scale or scale == 1e-6:
+            number = duration / scale
+            return f"{number:.{0 if number >= 99.95 else 1 if number >= 9.995 else 2}f} {unit}"
+    return MISSING
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent with two significant digits: ``1.2 %``."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    return f"{_fixed(100 * fraction, 0 if abs(fraction) >= 0.0995 else 1)} %"
+
+
+def plural(number: int, word: str, several: str = "") -> str:
+    """``1 cell``, ``2 cells``; `several` for words that do not just take an s."""
+    return f"{number} {word if number == 1 else several or word + 's'}"
+
+
+def visible(text: str, limit: int = 2000) -> str:
+    """Text of unknown origin on one line, safe to print.
+
+    Control characters (which could drive a terminal), lone surrogates (which no file
+    can hold) and characters that reorder the text around them become escapes such as
+    ``\\u202e``; what is longer than `limit` characters is cut.
+    """
+    cut = text if len(text) <= limit else text[: max(0, limit - 1)] + "…"
+    if cut.isascii() and cut.isprintable():
+        return cut
+    return "".join(_visible(character) for character in cut)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\r\t":
+        return " "
+    if character in _BIDI or unicodedata.category(character) in _INVISIBLE:
+        return f"\\u{ord(character):04x}"
+    return character
+
+
+def _finite(interval: Interval) -> bool:
+    return all(math.isfinite(bound) for bound in (interval.value, interval.low, interval.high))
+
+
+def _ratio_places(interval: Interval) -> int:
+    # By the value alone, so that a column lines up; three below 2, where being faster or slower is decided.
+    return 3 if interval.value < 2 else 2 if interval.value < 20 else 1
+
+
+def _fixed(number: float, places: int) -> str:
+    text = f"{number:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _signed(number: float, places: int) -> str:
+    text = _fixed(number, places)
+    return text if text.startswith("-") or float(text) == 0 else f"+{text}"
+
+
+def _scaled(number: float | None, units: tuple[tuple[float, str], ...]) -> str:
+    if number is None or not math.isfinite(number):
+        return MISSING
+    for scale, unit in units:
+        # 999.96 kB is written 1.00 MB, not 1000.0 kB.
+        if scale == 1.0:
+            return f"{number:g}{unit}" if number != round(number) else f"{round(number)}{unit}"
+        if number >= 0.99995 * scale:
+            part = number / scale
+            return f"{part:.{2 if part < 9.995 else 1}f}{unit}"
+    return MISSING

@@ -1,0 +1,242 @@
+"""A run for the terminal, and as Markdown and CSV; all from the rows of `leaderboard`."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from leanmark.publish import leaderboard, numbers
+from leanmark.publish.leaderboard import EAGER_TITLE, LATENCY_TITLE, Group, Row
+from leanmark.publish.numbers import Figure, visible
+from leanmark.results import Interval, Role, Run, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+NAME_LIMIT: Final = 60
+_WIDE_GAP: Final = 2
+_NARROW_GAP: Final = 1
+_RIGHT: Final = (False, True, True, True, True, False)
+_COLOURS: Final = {Status.OK: "green", Status.NOISY: "yellow", Status.INEFFECTIVE: "magenta", Status.WRONG: "red"}
+_FAILURE_COLOUR: Final = "red"
+_FORMULA: Final = ("=", "+", "-", "@")
+
+
+def print_run(run: Run, console: Console) -> None:
+    """The table of a run: one line a cell where the console is wide enough, else two."""
+    from rich.text import Text
+
+    table = leaderboard.rows(run)
+    console.print(Text(visible(f"{run.suite}: {run.title}" if run.title else run.suite, 400), style="bold"))
+    if not run.complete:
+        console.print(Text("! This run is not complete.", style="bold yellow"))
+    for warning in run.warnings:
+        console.print(Text(f"! {visible(warning)}", style="bold yellow"))
+    front = leaderboard.pareto(table, leaderboard.AXES[0].value)
+    for group, members in leaderboard.groups(table).items():
+        console.print()
+        _print_group(group, members, front, console)
+    console.print()
+    for line in _footer(run, table):
+        console.print(Text(line, style="dim"))
+
+
+def _print_group(group: Group, members: Sequence[Row], front: frozenset[str], console: Console) -> None:
+    from rich.text import Text
+
+    metric = next((row.quality.metric for row in members if row.quality is not None), "quality")
+    header = ("variant", visible(metric, 24), "size", LATENCY_TITLE, EAGER_TITLE, "status")
+    lines = [_Line.of(row, row.id in front) for row in members]
+    inline = [line.cells(two_lines=False) for line in lines]
+    wide = sum(_widths(inline, header)) + _WIDE_GAP * (len(header) - 1) <= console.width
+    cells = inline if wide else [line.cells(two_lines=True) for line in lines]
+    gap = _WIDE_GAP if wide else _NARROW_GAP
+    widths = _fitted(_widths(cells, header), gap, console.width)
+    console.print(Text(visible(group.title, 300), style="bold cyan"))
+    console.print(_grid([Text(word, style="dim") for word in header], widths, gap))
+    for line, parts in zip(lines, cells, strict=True):
+        texts = [Text(part, style=style) for part, style in zip(parts, line.styles(), strict=True)]
+        console.print(_grid(texts, widths, gap))
+        if line.reason:
+            console.print(_indented(Text(line.reason, style="dim")))
+
+
+class _Line:
+    """One cell's texts."""
+
+    def __init__(self, row: Row, name: str, figures: tuple[Figure, ...]) -> None:
+        self.row = row
+        self.name = name
+        self.figures = figures  # quality, size, latency ratio, eager ratio
+        self.reason = visible(row.result.reason) if not row.ok else ""
+
+    @staticmethod
+    def of(row: Row, on_front: bool) -> _Line:
+        size = numbers.size(row.footprint.size_bytes if row.footprint else None)
+        figures = (numbers.quality(row.quality), Figure(size), numbers.ratio(row.latency), numbers.ratio(row.eager))
+        return _Line(row, visible(row.variant, NAME_LIMIT) + (" *" if on_front else ""), figures)
+
+    def cells(self, *, two_lines: bool) -> tuple[str, ...]:
+        status = self.row.status.value
+        if not two_lines:
+            return (self.name, *(str(figure) for figure in self.figures), status)
+        stacked = (f"{figure.value}\n{figure.interval}".rstrip() for figure in self.figures)
+        head, hyphen, tail = status.rpartition("-")  # out-of-memory, not-applicable
+        return (self.name, *stacked, f"{head}-\n{tail}" if hyphen else status)
+
+    def styles(self) -> tuple[str, ...]:
+        if not self.row.ok:
+            return ("dim",) * 5 + (_COLOURS.get(self.row.status, _status_colour(self.row.status)),)
+        name = "bold" if self.row.role is Role.REFERENCE else "italic" if self.row.role is Role.CONTROL else ""
+        return (name, "", "", _direction(self.row.latency), "", "green")
+
+
+def _status_colour(status: Status) -> str:
+    return _FAILURE_COLOUR if status.is_failure else "dim"
+
+
+def _direction(ratio: Interval | None) -> str:
+    """Blue for faster and orange for slower, where the interval excludes 1; both are told apart by colour-blind eyes."""
+    if ratio is None or not ratio.excludes(1.0):
+        return ""
+    return "bright_blue" if ratio.value < 1 else "dark_orange"
+
+
+def _widths(cells: Sequence[Sequence[str]], header: Sequence[str]) -> list[int]:
+    """The width that each column needs; a title may be broken at its spaces."""
+    from rich.cells import cell_len
+
+    widths: list[int] = []
+    for column, title in enumerate(header):
+        texts = [line for row in cells for line in row[column].split("\n")]
+        widths.append(max(max(map(cell_len, title.split())), *(cell_len(text) for text in texts)))
+    return widths
+
+
+def _fitted(widths: list[int], gap: int, available: int) -> list[int]:
+    """The same widths, with the first column narrowed until all fit, as far as that goes."""
+    excess = sum(widths) + gap * (len(widths) - 1) - available
+    return [max(8, widths[0] - max(0, excess)), *widths[1:]]
+
+
+def _grid(texts: Sequence[Text], widths: Sequence[int], gap: int) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+    for width, right in zip(widths, _RIGHT, strict=True):
+        grid.add_column(width=width, justify="right" if right else "left", overflow="fold")
+    grid.add_row(*texts)
+    return grid
+
+
+def _indented(text: Text) -> Padding:
+    from rich.padding import Padding
+
+    return Padding(text, (0, 0, 0, 4))
+
+
+def _footer(run: Run, table: Sequence[Row]) -> Iterator[str]:
+    libraries = ", ".join(f"{name} {version}" for name, version in leaderboard.versions(run).items())
+    yield visible(f"Measured on {leaderboard.machine(run)}; {libraries or 'versions unknown'}", 600)
+    yield visible(f"Run {run.id}, started {run.started}, took {numbers.seconds(run.seconds)}: {run.command}", 600)
+    seen = leaderboard.sensitivity(table)
+    if seen is not None:
+        yield (
+            f"At least {numbers.plural(seen.launches, 'launch', 'launches')} an interval, level "
+            f"{numbers.percent(seen.level)}; minimum detectable effect {numbers.percent(seen.median)} "
+            f"({numbers.percent(seen.smallest)} to {numbers.percent(seen.largest)})"
+        )
+    yield "Ratios below 1x are faster. * on the Pareto front of latency and quality"
+
+
+def markdown(run: Run) -> str:
+    """The run as GitHub-flavoured Markdown; text from the run stands in code spans only."""
+    table = leaderboard.rows(run)
+    front = leaderboard.pareto(table, leaderboard.AXES[0].value)
+    lines = [f"### {_code(run.suite, 80)}", ""]
+    if not run.complete:
+        lines += ["> [!WARNING]", "> This run is not complete.", ""]
+    for warning in run.warnings:
+        lines += ["> [!WARNING]", f"> {_code(warning, 600)}", ""]
+    for group, members in leaderboard.groups(table).items():
+        metric = next((row.quality.metric for row in members if row.quality is not None), "quality")
+        titles = ("variant", _code(metric, 24), "difference", "size", LATENCY_TITLE, EAGER_TITLE, "status")
+        lines += [f"**{_code(group.title, 200)}**", "", _line(titles), _line(("---", *["--:"] * 5, "---"))]
+        lines += [_line(_markdown_cells(row, row.id in front)) for row in members]
+        lines.append("")
+    lines += [f"<sub>{_code(line, 600)}</sub><br>" for line in _footer(run, table)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cells(row: Row, on_front: bool) -> tuple[str, ...]:
+    reason = f" {_code(row.result.reason, 300)}" if not row.ok and row.result.reason else ""
+    return (
+        _code(row.variant, NAME_LIMIT) + (" \\*" if on_front else ""),
+        str(numbers.quality(row.quality)),
+        str(numbers.difference(row.quality)),
+        numbers.size(row.footprint.size_bytes if row.footprint else None),
+        str(numbers.ratio(row.latency)),
+        str(numbers.ratio(row.eager)),
+        row.status.value + reason,
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _code(text: str, limit: int) -> str:
+    """A code span, in which neither HTML nor links nor mentions work, fit for a table's cell."""
+    # A backslash before a bar would undo the bar's own, so both go: no name needs them.
+    shown = visible(text, limit).replace("\\", "/").replace("`", "'").replace("|", "\\|").strip()
+    return f"`{shown or '-'}`"
+
+
+def csv(run: Run) -> str:
+    """The run as comma-separated values, one line a cell; numbers bare, in seconds, bytes and fractions."""
+    out = io.StringIO()
+    writer = csv_format.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in leaderboard.rows(run):
+        writer.writerow([_plain(value) for value in _values(row)])
+    return out.getvalue()
+
+
+_COLUMNS: Final = (
+    "workload target variant role status reason metric quality quality_low quality_high difference difference_low "
+    "difference_high latency_ratio latency_ratio_low latency_ratio_high launches eager_ratio eager_ratio_low "
+    "eager_ratio_high minimum_detectable_effect latency_median_seconds size_bytes compressed_bytes parameters macs "
+    "cold_start_seconds rss_peak_bytes preparation_seconds artifact"
+).split()
+
+
+def _values(row: Row) -> list[str | float | None]:
+    found, footprint = row.quality, row.footprint
+    result = row.result
+    return [
+        *(row.group.workload, row.group.target.id, row.variant, row.role.value, row.status.value, result.reason),
+        *(found.metric if found else None, *_bounds(found.score if found else None)),
+        *_bounds(found.difference if found else None),
+        *(*_bounds(row.latency), row.latency.n if row.latency else None),
+        *(*_bounds(row.eager), result.minimum_detectable_effect),
+        result.timing.median if result.timing else None,
+        *((footprint.size_bytes, footprint.compressed_bytes) if footprint else (None, None)),
+        *((footprint.parameters, footprint.macs) if footprint else (None, None)),
+        *(row.cold_start_seconds, row.peak_bytes, result.cost.seconds if result.cost else None, result.artifact),
+    ]
+
+
+def _bounds(interval: Interval | None) -> tuple[float | None, ...]:
+    return (interval.value, interval.low, interval.high) if interval else (None, None, None)
+
+
+def _plain(value: str | float | None) -> str | float | None:
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown  # a spreadsheet would execute it

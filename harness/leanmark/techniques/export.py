@@ -1,0 +1,141 @@
+"""From a torch module to an ONNX program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
+
+from leanmark.errors import PreparationError
+from leanmark.graphs import op_counts, quiet
+from leanmark.registry import step
+from leanmark.results import Evidence
+from leanmark.stages import Artifact, Context, Program, Split, TorchModel, strip_provenance
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+# Two examples: torch specializes a dimension of size 1 for good.
+EXAMPLES = 2
+
+
+def is_program(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """The artifact is a program that ONNX's checker accepts."""
+    if artifact.stage is not Program:
+        return Evidence("export.onnx", False, {}, "the final artifact is no ONNX program")
+    from onnx import checker
+
+    proto = artifact.proto()
+    ops = op_counts(proto)
+    versions = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    facts = {"opset": versions.get("ai.onnx"), "nodes": sum(ops.values()), "ops": ops}
+    try:
+        checker.check_model(proto)
+    except checker.ValidationError as error:
+        # Operators of a runtime's own are unknown to the checker; they are no defect.
+        if set(versions) <= {"ai.onnx", "ai.onnx.ml"}:
+            return Evidence("export.onnx", False, facts, f"ONNX's checker refuses it: {error}")
+    return Evidence("export.onnx", True, facts)
+
+
+@step(
+    "export.onnx",
+    family="export",
+    consumes=TorchModel,
+    produces=Program,
+    evidence=is_program,
+    exact=1e-4,
+    libraries=("torch", "onnx", "onnxscript", "onnx-ir"),
+    splits=("validation",),
+)
+def to_onnx(stage: TorchModel, ctx: Context, *, opset: Annotated[int, Ge(18), Le(23)] = 20) -> Program:
+    """Write the model as an ONNX program with a dynamic batch dimension.
+
+    opset: version of ONNX's operator set.
+
+    The module is called with the workload's inputs by position, in the order of its
+    splits. Inputs keep the split's names; outputs are called `output`, or `output_0`,
+    `output_1`, … where there are several. The program is a plain one: nothing is
+    fused, and batch norms stay. Only shapes that depend on the batch size alone become
+    constants, since computing them anew at every call costs time (8 % of a small MLP's)
+    that a program of fixed batch size does not pay.
+    Evidence: the final artifact is a program that ONNX's checker accepts.
+    """
+    examples = ctx.split("validation").head(EXAMPLES)
+    with quiet():
+        model = _export(stage.module, examples, opset)
+        _name_outputs(model)
+        _settle_shapes(model)
+        serialized = _serialize(model)
+    return Program(serialized, stage.delivery)
+
+
+def _export(module: nn.Module, examples: Split, opset: int) -> ir.Model:
+    import torch
+
+    batch = torch.export.Dim("batch")
+    arguments = tuple(torch.from_numpy(array.copy()) for array in examples.inputs.values())
+    try:
+        exported = torch.onnx.export(
+            module.eval(),
+            arguments,
+            dynamo=True,
+            external_data=False,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            input_names=list(examples.inputs),
+            dynamic_shapes=tuple({0: batch} for _ in arguments),
+        )
+    except Exception as error:
+        raise PreparationError(
+            f"torch cannot export this model: {_last_line(error)}",
+            do="The model must be traceable by torch.export and take any batch size.",
+        ) from error
+    assert exported is not None  # None is for the older exporter
+    for value in exported.model.graph.inputs:
+        if value.shape is None or isinstance(value.shape[0], int):
+            raise PreparationError(
+                f"the model works for a batch of {EXAMPLES} only: it fixed the first dimension of '{value.name}'",
+                do="Let the model take any batch size: take it from its input's shape, or use -1.",
+            )
+    return exported.model
+
+
+def _last_line(error: BaseException) -> str:
+    """What the exporter's innermost error says; its own message is a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _name_outputs(model: ir.Model) -> None:
+    outputs = model.graph.outputs
+    names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
+    for value, name in zip(outputs, names, strict=True):
+        value.name = name
+
+
+def _settle_shapes(model: ir.Model) -> None:
+    """Make the target shape of a Reshape a constant where the batch size is all that is unknown."""
+    from onnxscript import rewriter
+    from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule
+
+    rewriter.rewrite(model, [materialize_reshape_shape_rule])
+
+
+def _serialize(model: ir.Model) -> bytes:
+    import onnx_ir as ir
+    from onnx import checker
+
+    # The producer's version names the build ("+cpu"), which must not change the artifact.
+    model.producer_version = None
+    proto = ir.to_proto(model)
+    strip_provenance(proto)
+    try:
+        checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise PreparationError(f"the exported program is not valid ONNX: {error}") from error
+    return proto.SerializeToString(deterministic=True)

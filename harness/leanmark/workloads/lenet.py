@@ -1,0 +1,33 @@
+"""LeNet-300-100 and LeNet-5 on the 12,000 Fashion-MNIST images that come with leanmark.
+
+The networks themselves are in `leanmark.networks.lenet`, so that knowing these
+workloads costs no import of torch.
+"""
+
+from __future__ import annotations
+
+from leanmark.registry import Workload, register_workload
+
+LENET_300_100 = register_workload(
+    Workload(
+        name="lenet-300-100",
+        title="LeNet-300-100 on Fashion-MNIST (12,000 images)",
+        model="leanmark.networks.lenet:build_lenet_300_100",
+        config={},
+        data="leanmark.workloads.fashion_mnist:small_splits",
+        metric="accuracy",
+        train={"epochs": 10, "batch_size": 64, "learning_rate": 0.001},
+    )
+)
+
+LENET_5 = register_workload(
+    Workload(
+        name="lenet-5",
+        title="LeNet-5 on Fashion-MNIST (12,000 images)",
+        model="leanmark.networks.lenet:build_lenet_5",
+        config={},
+        data="leanmark.workloads.fashion_mnist:small_splits",
+        metric="accuracy",
+        train={"epochs": 10, "batch_size": 64, "learning_rate": 0.001},
+    )
+)

@@ -1,0 +1,380 @@
+"""A workload's data as four checked splits, and the folder that they are stored in.
+
+`load` takes what a workload's own function returns, or the arrays beside an ONNX
+file, and makes `Split`s of it. `check_disjoint` proves that no example is in two
+splits. `store` writes plain .npy files, which `open_split` maps into memory: the
+processes that measure read their inputs with numpy alone.
+
+A stored folder holds ``splits.json`` and, for each split, ``{split}-{number}.npy``
+for every input in the order of ``splits.json``, and ``{split}-targets.npy``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from leanmark.errors import InvalidInput, LeanmarkError, StorageFull, did_you_mean
+from leanmark.stages import Array, Split
+from leanmark.workloads import onnx_inputs
+
+if TYPE_CHECKING:
+    from leanmark.registry import Workload
+
+SPLITS = ("train", "calibration", "validation", "test")
+INDEX = "splits.json"
+FORMAT = 1
+# The name of an input that has none: a workload gave one array for it.
+SINGLE_INPUT = "input"
+# Fewer examples than this cannot be divided into calibration, validation and test.
+MINIMUM_EXAMPLES = 8
+_DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+
+
+# --- From a workload ---------------------------------------------------------------
+
+
+def load(workload: Workload, folder: Path | None = None) -> dict[str, Split]:
+    """The splits of a workload, checked, in the order train, calibration, validation, test.
+
+    folder: what relative paths of an ONNX workload start from; None for the
+    current folder.
+
+    `workload.data` names a function; `normalise` says what it may return. For a
+    workload that is an ONNX file, the arrays of the .npz `workload.inputs` are named
+    as the model's inputs are, with `targets` beside them if there are any; they are
+    divided in their order: the first quarter is calibration, the second quarter
+    validation, the rest test, quarters rounded down.
+
+    Raises InvalidInput, naming the workload or the file, for anything malformed.
+    """
+    where = f"workload '{workload.name}'"
+    if workload.onnx is not None:
+        if workload.inputs is None:
+            raise InvalidInput("it names an ONNX file but no inputs", where=where, do="Add inputs: inputs.npz.")
+        base = folder or Path()
+        return _divided(onnx_inputs.read(base / workload.onnx, base / workload.inputs), base / workload.inputs)
+    if workload.data is None:
+        raise InvalidInput("it names no data", where=where, do="Add data: 'package.module:function'.")
+    return normalise(_call(workload.data, where), f"{where}, data '{workload.data}'")
+
+
+def _call(reference: str, where: str) -> object:
+    from leanmark.registry import resolve
+
+    try:
+        return resolve(reference)()
+    except (LeanmarkError, MemoryError):
+        raise
+    except Exception as error:  # a user's code: it may raise anything
+        raise InvalidInput(f"data '{reference}' failed: {type(error).__name__}: {error}", where=where) from error
+
+
+def _divided(examples: tuple[dict[str, Array], Array | None], path: Path) -> dict[str, Split]:
+    whole = _split(examples, str(path))
+    count = len(whole)
+    if count < MINIMUM_EXAMPLES:
+        raise InvalidInput(
+            f"{count} examples are too few to divide", where=path, do=f"Give at least {MINIMUM_EXAMPLES}."
+        )
+    quarter = count // 4
+    return {
+        "calibration": _part(whole, 0, quarter),
+        "validation": _part(whole, quarter, 2 * quarter),
+        "test": _part(whole, 2 * quarter, count),
+    }
+
+
+def _part(split: Split, start: int, stop: int) -> Split:
+    targets = None if split.targets is None else split.targets[start:stop]
+    return Split({name: array[start:stop] for name, array in split.inputs.items()}, targets)
+
+
+def normalise(returned: object, where: str) -> dict[str, Split]:
+    """What a data function returned, as splits of contiguous numpy arrays.
+
+    returned: a mapping of train, calibration, validation and test (the only one that
+    is required; None is as good as missing) to one of
+    - a `Split`,
+    - a tuple (inputs, targets), where targets may be None,
+    - a mapping with `inputs` and, if known, `targets`,
+    - the inputs alone.
+    Inputs are an array, or a mapping of input names to arrays; an array is anything
+    that numpy takes, or a torch tensor. One array without a name becomes the input
+    `input`. Targets that are integers become int64; no other value changes its type.
+    where: names the source in messages.
+
+    Raises InvalidInput if it is something else, if lengths, names or types do not
+    agree, and for NaN.
+    """
+    given = _mapping(returned)
+    if given is None:
+        raise InvalidInput(
+            f"it gave a {type(returned).__name__}, not a mapping of split names to splits",
+            where=where,
+            do=f"Return a dict with {', '.join(SPLITS)}; only test is required.",
+        )
+    for name in given:
+        if name not in SPLITS:
+            raise InvalidInput(f"unknown split {name!r}", where=where, do=did_you_mean(str(name), SPLITS))
+    if given.get("test") is None:
+        raise InvalidInput("there is no test split", where=where, do="Quality is measured on it: add 'test'.")
+    splits = {name: _split(given[name], f"{where}, split '{name}'") for name in SPLITS if given.get(name) is not None}
+    for name, split in splits.items():
+        _check_alike(splits["test"], split, f"{where}, split '{name}'")
+    return splits
+
+
+def _mapping(value: object) -> Mapping[Any, Any] | None:
+    return cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else None
+
+
+def _split(value: Any, where: str) -> Split:
+    inputs, targets = _inputs_and_targets(value, where)
+    named = _mapping(inputs)
+    if named is None:
+        named = {SINGLE_INPUT: inputs}
+    if not named:
+        raise InvalidInput("it has no inputs", where=where)
+    for name in named:
+        if not isinstance(name, str) or not name:
+            raise InvalidInput(f"an input is named {name!r}, which is not a name", where=where)
+    arrays = {str(name): _array(array, f"input '{name}'", where) for name, array in named.items()}
+    labels = None if targets is None else _targets(_array(targets, "targets", where), where)
+    counts = {f"input '{name}'": len(array) for name, array in arrays.items()}
+    if labels is not None:
+        counts["targets"] = len(labels)
+    if len(set(counts.values())) != 1:
+        listed = ", ".join(f"{what}: {count}" for what, count in counts.items())
+        raise InvalidInput(f"the numbers of examples differ: {listed}", where=where)
+    return Split(arrays, labels)
+
+
+def _inputs_and_targets(value: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(value, Split):
+        return value.inputs, value.targets
+    keyed = _mapping(value)
+    if keyed is not None:
+        for key in keyed:
+            if key not in ("inputs", "targets"):
+                advice = did_you_mean(str(key), ("inputs", "targets"))
+                raise InvalidInput(f"unknown key {key!r}", where=where, do=advice)
+        if "inputs" not in keyed:
+            raise InvalidInput("it has no 'inputs'", where=where)
+        return keyed["inputs"], keyed.get("targets")
+    if isinstance(value, tuple):
+        pair = cast("tuple[Any, ...]", value)
+        if len(pair) != 2:
+            raise InvalidInput(f"it is a tuple of {len(pair)}, not (inputs, targets)", where=where)
+        return pair
+    return value, None
+
+
+def _array(value: Any, what: str, where: str) -> Array:
+    try:
+        # A torch tensor, told by its method: this module must not import torch.
+        array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidInput(f"{what} cannot be made a numpy array: {error}", where=where) from error
+    if array.dtype.name not in _DTYPES:
+        raise InvalidInput(
+            f"{what} has dtype {array.dtype.name}",
+            where=where,
+            do=f"Use numbers of one of these types: {', '.join(sorted(_DTYPES))}.",
+        )
+    if array.ndim == 0:
+        raise InvalidInput(f"{what} is a single number; its first axis must count the examples", where=where)
+    if array.size == 0:
+        missing = "examples" if len(array) == 0 else "values"
+        raise InvalidInput(f"{what} has no {missing}: its shape is {array.shape}", where=where)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        bad = np.isnan(array).reshape(len(array), -1).any(axis=1)
+        raise InvalidInput(
+            f"{what} has NaN in {np.count_nonzero(bad)} of {len(array)} examples, first in example {bad.argmax()}",
+            where=where,
+            do="Leave those examples out, or fill in what is missing.",
+        )
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _targets(array: Array, where: str) -> Array:
+    if array.dtype.kind not in "biu":
+        return array
+    if array.dtype.kind == "u" and int(array.max()) > np.iinfo(np.int64).max:
+        raise InvalidInput("targets hold a number that int64 cannot", where=where)
+    return array.astype(np.int64, copy=False)
+
+
+def _check_alike(test: Split, split: Split, where: str) -> None:
+    if set(split.inputs) != set(test.inputs):
+        raise InvalidInput(f"its inputs are {sorted(split.inputs)}, those of 'test' {sorted(test.inputs)}", where=where)
+    for name, array in split.inputs.items():
+        other = test.inputs[name]
+        if array.dtype != other.dtype or array.ndim != other.ndim:
+            raise InvalidInput(
+                f"input '{name}' is {array.dtype.name} with {array.ndim} axes, "
+                f"in 'test' {other.dtype.name} with {other.ndim}",
+                where=where,
+            )
+
+
+# --- Overlap -----------------------------------------------------------------------
+
+
+def check_disjoint(splits: Mapping[str, Split]) -> dict[str, str]:
+    """The sha256 of each split's content, targets included.
+
+    An example is known by the bytes of all its inputs. The same example twice in one
+    split is allowed. Raises InvalidInput if one is in two splits.
+    """
+    examples: dict[str, frozenset[bytes]] = {}
+    hashes: dict[str, str] = {}
+    for name, split in splits.items():
+        digests = _example_digests(split)
+        examples[name] = frozenset(digests)
+        content = hashlib.sha256(b"".join(digests))
+        if split.targets is not None:
+            content.update(_header(split.targets))
+            content.update(split.targets.tobytes())
+        hashes[name] = content.hexdigest()
+    for first, second in combinations(splits, 2):
+        shared = len(examples[first] & examples[second])
+        if shared:
+            raise InvalidInput(
+                f"{shared} {'example is' if shared == 1 else 'examples are'} in both '{first}' and '{second}'",
+                do=f"Take them out of one: what is seen in '{first}' must not be in '{second}'.",
+            )
+    return hashes
+
+
+def _example_digests(split: Split) -> list[bytes]:
+    prefix = hashlib.sha256()
+    columns: list[Array] = []
+    for name in sorted(split.inputs):
+        array = np.ascontiguousarray(split.inputs[name])
+        prefix.update(json.dumps(name).encode() + _header(array[:1]))
+        columns.append(array.reshape(len(array), math.prod(array.shape[1:])).view(np.uint8))
+    digests: list[bytes] = []
+    for index in range(len(split)):
+        digest = prefix.copy()
+        for column in columns:
+            digest.update(column[index])
+        digests.append(digest.digest())
+    return digests
+
+
+def _header(array: Array) -> bytes:
+    return json.dumps([array.dtype.name, *array.shape]).encode()
+
+
+# --- On disk -----------------------------------------------------------------------
+
+
+def store(splits: Mapping[str, Split], root: Path) -> dict[str, str]:
+    """Write splits into the folder `root`, replacing those of the same name; returns their sha256.
+
+    `splits.json` is written last, and every file is put in place whole, so that a
+    process that has them open keeps what it reads.
+
+    Raises InvalidInput if splits overlap or `root` cannot be written, StorageFull
+    if there is no room.
+    """
+    hashes = check_disjoint(splits)
+    index = {
+        name: {
+            "sha256": hashes[name],
+            "count": len(split),
+            "inputs": [{"name": key, **_described(array)} for key, array in split.inputs.items()],
+            "targets": None if split.targets is None else _described(split.targets),
+        }
+        for name, split in splits.items()
+    }
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / INDEX).unlink(missing_ok=True)
+        for name, split in splits.items():
+            for number, array in enumerate(split.inputs.values()):
+                _put(root / _input_file(name, number), array)
+            if split.targets is not None:
+                _put(root / _targets_file(name), split.targets)
+        text = json.dumps({"format": FORMAT, "splits": index}, indent=1).encode()
+        _replace(root / INDEX, lambda file: file.write(text))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"no room for the splits: {error}", where=root, do="Free some space.") from error
+        raise InvalidInput(f"the splits cannot be written: {error}", where=root) from error
+    return hashes
+
+
+def open_split(root: Path, name: str) -> Split:
+    """One stored split, mapped into memory and read-only.
+
+    Raises InvalidInput for a name that is not there, and for a folder that `store`
+    did not write to its end.
+    """
+    try:
+        index = json.loads((root / INDEX).read_bytes())
+        if index["format"] != FORMAT:
+            raise InvalidInput("the splits have a format that this version does not read", where=root / INDEX)
+        known: dict[str, Any] = index["splits"]
+        if name not in known or name not in SPLITS:
+            raise InvalidInput(f"there is no split '{name}'", where=root, do=did_you_mean(name, known))
+        entry = known[name]
+        inputs = {
+            described["name"]: _map(root / _input_file(name, number), described)
+            for number, described in enumerate(entry["inputs"])
+        }
+        targets = None if entry["targets"] is None else _map(root / _targets_file(name), entry["targets"])
+        return Split(inputs, targets)
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise InvalidInput(
+            f"no readable splits: {type(error).__name__}: {error}", where=root, do="Prepare the workload again."
+        ) from error
+
+
+def _input_file(split: str, number: int) -> str:
+    return f"{split}-{number}.npy"
+
+
+def _targets_file(split: str) -> str:
+    return f"{split}-targets.npy"
+
+
+def _described(array: Array) -> dict[str, Any]:
+    return {"dtype": array.dtype.name, "shape": list(array.shape)}
+
+
+def _map(path: Path, described: Mapping[str, Any]) -> Array:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype.name != described["dtype"] or list(array.shape) != described["shape"]:
+        raise InvalidInput(
+            f"it holds {array.dtype.name} {list(array.shape)}, {INDEX} says {described['dtype']} {described['shape']}",
+            where=path,
+            do="Prepare the workload again.",
+        )
+    return array
+
+
+def _put(path: Path, array: Array) -> None:
+    _replace(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

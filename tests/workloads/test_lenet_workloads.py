@@ -1,0 +1,35 @@
+"""The LeNet workloads: known without torch, and their parts fit together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from leanmark.registry import Workload
+from leanmark.stages import build
+from leanmark.workloads.lenet import LENET_5, LENET_300_100
+from leanmark.workloads.splits import load
+
+
+def test_knowing_and_loading_them_imports_no_torch() -> None:
+    program = (
+        "import sys; from leanmark.workloads import lenet, splits; "
+        "assert len(splits.load(lenet.LENET_5)) == 4; "
+        "print([name for name in ('torch', 'pydantic', 'pandas', 'onnx', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("workload", [LENET_300_100, LENET_5], ids=lambda workload: workload.name)
+def test_model_takes_the_data(workload: Workload) -> None:
+    assert workload.model is not None and workload.config is not None
+    test = load(workload)["test"].head(4)
+    assert test.targets is not None
+    with torch.no_grad():
+        answers = build(workload.model, workload.config)(*(torch.from_numpy(array) for array in test.inputs.values()))
+    assert answers.shape == (4, 10)
+    assert test.targets.min() >= 0 and test.targets.max() < answers.shape[1]
