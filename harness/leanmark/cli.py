@@ -109,7 +109,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _page(folder: Path) -> Path:
     from leanmark.judge import store
-    from leanmark.prepare.artifacts import default_store
+    from leanmark.prepare.sources import default_store
     from leanmark.publish import site
 
     page = folder / store.PAGE
@@ -127,14 +127,11 @@ def plan(
 
     planned = plan_suite(suite, Options(only=tuple(only or ()), budget_seconds=budget, launches=launches))
     expected = planned.estimate()
+    facts = (planned.plan.suite.name, planned.plan.cells, expected.prepare_seconds, expected.measure_seconds)
     if as_json:
-        typer.echo(
-            json.dumps(listing.plan_json(planned.plan.suite.name, planned.plan.cells, expected.seconds), indent=1)
-        )
+        typer.echo(json.dumps(listing.plan_json(*facts), indent=1))
     else:
-        listing.print_plan(
-            planned.plan.suite.name, planned.plan.cells, expected.prepare_seconds, expected.measure_seconds
-        )
+        listing.print_plan(*facts)
 
 
 @app.command("list")

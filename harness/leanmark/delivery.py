@@ -8,7 +8,8 @@ from pathlib import Path
 
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.judge import store as runs
-from leanmark.prepare.artifacts import Store, default_store, writing_to
+from leanmark.prepare.artifacts import Store, writing_to
+from leanmark.prepare.sources import default_store
 from leanmark.results import Result
 from leanmark.stages import Artifact, Program
 

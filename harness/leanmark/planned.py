@@ -10,8 +10,9 @@ from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.measure.paired import available_cpus
-from leanmark.prepare.artifacts import Store, default_store
+from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, from_store
+from leanmark.prepare.sources import default_store
 from leanmark.results import Cell
 from leanmark.runtimes import supported
 

@@ -6,6 +6,7 @@ validated by pydantic; its docstring is its documentation.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -174,8 +175,9 @@ def load_builtins() -> None:
     importlib.import_module("leanmark.runtimes")
     if "entry points" not in _loaded:
         _loaded.add("entry points")
+        points = importlib.metadata.entry_points()
         for group in ("leanmark.steps", "leanmark.workloads", "leanmark.runtimes"):
-            for point in importlib.metadata.entry_points(group=group):
+            for point in points.select(group=group):
                 _import_plugin(point.value.split(":", 1)[0])
 
 
@@ -267,7 +269,12 @@ def import_path(*folders: Path) -> Generator[None]:
 
 def find_source(module: str) -> Path | None:
     """The file of a Python module, found without importing anything; None if there is none."""
-    search: list[str] | None = None
+    return _find_source(module, tuple(sys.path))
+
+
+@functools.cache
+def _find_source(module: str, path: tuple[str, ...]) -> Path | None:
+    search = list(path)
     spec = None
     parts = module.split(".")
     for index in range(len(parts)):

@@ -43,7 +43,8 @@ def describe(module: nn.Module, path: str) -> Spec:
     """A module of a known type as JSON. Raises PreparationError for another type."""
     name = type(module).__name__
     if name == "Sequential" and type(module).__module__.startswith("torch."):
-        children = {key: describe(child, f"{path}.{key}") for key, child in module.named_children()}
+        # A list, because manifests sort the keys of objects and the order is what runs.
+        children = [[key, describe(child, _join(path, key))] for key, child in module.named_children()]
         return {"type": name, "children": children}
     if not _is_known(module):
         raise PreparationError(
@@ -66,7 +67,7 @@ def construct(spec: Mapping[str, Any]) -> nn.Module:
     name = spec.get("type")
     if name == "Sequential":
         sequence = nn.Sequential()
-        for key, child in spec["children"].items():
+        for key, child in spec["children"]:
             sequence.add_module(key, construct(child))
         return sequence
     if name not in _ARGUMENTS or set(spec.get("args", ())) != set(_ARGUMENTS[name]):
@@ -103,9 +104,13 @@ def _compare(fresh: nn.Module, changed: nn.Module, path: str, found: dict[str, S
     same_type = type(fresh) is type(changed)
     if same_type and names == [name for name, _ in fresh.named_children()]:
         for name, child in changed.named_children():
-            _compare(fresh.get_submodule(name), child, f"{path}.{name}" if path else name, found)
+            _compare(fresh.get_submodule(name), child, _join(path, name), found)
         return
     found[path] = describe(changed, path)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _is_known(module: nn.Module) -> bool:

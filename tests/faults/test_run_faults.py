@@ -12,6 +12,7 @@ import pytest
 
 from leanmark.judge.store import read_run
 from leanmark.results import Result, Status
+from running import leanmark
 
 PROJECT = Path(__file__).parent / "project"
 
@@ -33,20 +34,9 @@ recipes:
   noisy: [faulty.noise]
   absent: [faulty.absent]
 targets: [{runtime: onnxruntime}]
-prepare: {timeout: 15s}
+prepare: {timeout: 20s}
 measure: {budget: 100ms, launches: 4}
 """
-
-
-def leanmark(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "leanmark.cli", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +61,7 @@ def results(project: Path) -> dict[str, Result]:
     ("recipe", "status", "reason"),
     [
         ("raises", Status.FAILED, "RuntimeError: the moon is in the wrong house"),
-        ("hangs", Status.TIMEOUT, "it ran past its limit of 15 s"),
+        ("hangs", Status.TIMEOUT, "it ran past its limit of 20 s"),
         ("kills", Status.FAILED, "it was killed by SIGKILL; last output: about to go"),
         ("memory", Status.OUT_OF_MEMORY, "preparing needs more memory than there is"),
         ("leaves", Status.FAILED, "it ended with exit code 0"),
@@ -88,8 +78,11 @@ def results(project: Path) -> dict[str, Result]:
 )
 def test_each_fault_is_a_row(results: dict[str, Result], recipe: str, status: Status, reason: str):
     result = results[recipe]
-    assert (result.status, result.reason) == (status, result.reason)
-    assert result.reason.startswith(reason)
+    if status is Status.OK:
+        assert result.status in (Status.OK, Status.NOISY)  # the machine may be busy
+    else:
+        assert result.status is status
+        assert result.reason.startswith(reason)
 
 
 def test_what_can_be_measured_is_measured(results: dict[str, Result]):
@@ -173,7 +166,7 @@ def test_a_killed_run_leaves_no_children_and_resumes(project: Path, tmp_path: Pa
     after = journal.read_text().splitlines()
     assert [line for line in after if '"launch"' in line][: len(before)] == before
     run = read_run(folder)
-    assert {result.status for result in run.results} == {Status.OK}
+    assert {result.status for result in run.results} <= {Status.OK, Status.NOISY}
     assert leanmark("run", suite.name, "--out", str(out), "--resume", folder.name, cwd=project).returncode == 2
 
 

@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "release": "Debian GNU/Linux 12 (bookworm)",
     "architecture": "x86_64",
     "python": "3.11.7",
-    "versions": {"torch": "2.13.0+cpu", "onnxruntime": "1.31.1", "onnx": "1.20.0", "numpy": "2.4.1", "leanmark": "0.1.0"},
+    "versions": {"torch": "2.13.0+cpu", "onnxruntime": "1.31.1", "numpy": "2.4.1", "leanmark": "0.1.0"},
     "machine_class": "1f0c9d2b7e55",
     "kernel": "6.1.0-31-cloud-amd64",
     "memory_bytes": 25_274_220_544,
@@ -39,9 +39,11 @@ ENVIRONMENT = {
     "pressure_cpu_avg10": 0.38,
     "hypervisor": True,
 }
-COMMIT = {"id": "57e6c6b1f0c2d3a4b5968778695a4b3c2d1e0f9a", "branch": "main", "dirty": False, "time": "2026-03-02T09:11:00Z"}
+COMMIT = {"id": "57e6c6b1f0c2d3a4b5968778695a4b3c2d1e0f9a", "branch": "main", "dirty": False}
 
-HOSTILE = '</script><script>window.pwned=1</script>"\'{{ 7*7 }}<img src=x onerror="window.pwned=2">\u202egnp.exe\x1b[2J\u2028'
+HOSTILE = (
+    '</script><script>window.pwned=1</script>"\'{{ 7*7 }}<img src=x onerror="window.pwned=2">\u202egnp.exe\x1b[2J\u2028'
+)
 LONG = "long-" + "x" * 10_000
 
 # recipe: families, steps, latency ratio, quality difference, size share, parameters share, MACs share
@@ -63,7 +65,7 @@ VARIANTS = {
 }  # fmt: skip
 # recipe: status, reason, whether it was measured before that
 BROKEN = {
-    "fake-int8": (Status.INEFFECTIVE, "quantize.fake: 0 of 3 MatMul nodes are int8; the weights are still float32", True),
+    "fake-int8": (Status.INEFFECTIVE, "quantize.fake: 0 of 3 MatMul nodes are int8; the weights are float32", True),
     "one-weight": (Status.WRONG, "graph.clean says that it is exact, but answers differ by 0.013 (limit 1e-05)", True),
     "openvino-tuned": (Status.NOISY, "31 % of its turns were disturbed, twice", True),
     "tucker": (Status.FAILED, "lowrank.tucker: LinAlgError: SVD did not converge in layer conv2", False),
@@ -157,9 +159,7 @@ def only(run: Run, *recipes: str) -> Run:
     return replace(run, results=tuple(found for found in run.results if found.cell.recipe in recipes))
 
 
-def _block(
-    draw: random.Random, workload: str, score: float, macs: int, parameters: int, median: float
-) -> list[Result]:
+def _block(draw: random.Random, workload: str, score: float, macs: int, parameters: int, median: float) -> list[Result]:
     target = Target()
     block = f"{workload}/{target.id}"
     full = Footprint(parameters, parameters, macs, 4 * parameters + 1100, int(3.7 * parameters), {})
@@ -169,10 +169,14 @@ def _block(
         specs = tuple(StepSpec(name, _params(name)) for name in steps)
         lowered = 0 if role is Role.EAGER or "export.onnx" in steps else 1
         specs += (StepSpec("export.onnx"),) * lowered
-        return Cell(f"{workload}/{recipe}/{target.id}", workload, recipe, specs, runs_on, block, role, families, lowered)
+        return Cell(
+            f"{workload}/{recipe}/{target.id}", workload, recipe, specs, runs_on, block, role, families, lowered
+        )
 
     def measured(where: Cell, ratio: float, loss: float | None, footprint: Footprint, **more: object) -> Result:
-        against = None if where.role is Role.REFERENCE else interval(ratio, draw.uniform(0.004, 0.012) * max(ratio, 0.5))
+        against = (
+            None if where.role is Role.REFERENCE else interval(ratio, draw.uniform(0.004, 0.012) * max(ratio, 0.5))
+        )
         to_eager = interval(ratio / 3.4, 0.008 * ratio)
         reached = score + (loss or 0.0)
         quality = Quality(
@@ -217,9 +221,13 @@ def _block(
             measured(cell(recipe, Role.VARIANT, families, tuple(steps)), ratio, loss, footprint, evidence=evidence)
         )
     for recipe, (status, reason, was_measured) in BROKEN.items():
-        where = cell(recipe, Role.VARIANT, ("controls",) if recipe == "one-weight" else ("quantization",), ("graph.clean",))
+        where = cell(
+            recipe, Role.VARIANT, ("controls",) if recipe == "one-weight" else ("quantization",), ("graph.clean",)
+        )
         if was_measured:
-            evidence = (Evidence("graph.clean", status is not Status.INEFFECTIVE, {"nodes_before": 14, "nodes_after": 14}),)
+            evidence = (
+                Evidence("graph.clean", status is not Status.INEFFECTIVE, {"nodes_before": 14, "nodes_after": 14}),
+            )
             results.append(measured(where, 0.9, -0.001, full, status=status, reason=reason, evidence=evidence))
         else:
             results.append(Result(where, status, reason))

@@ -12,7 +12,6 @@ Layout: ``keys/KEY.json`` (an `Entry`), ``content/HASH/`` (an artifact),
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import errno
 import fcntl
@@ -31,6 +30,7 @@ from typing import Any
 
 from leanmark import registry
 from leanmark.errors import InvalidInput, StorageFull
+from leanmark.prepare.sources import source_hash
 from leanmark.registry import Workload
 from leanmark.results import StepSpec, canonical_json
 from leanmark.stages import Artifact
@@ -51,14 +51,6 @@ class Entry:
     peak_rss_bytes: int
     counts: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
     exact_difference: float | None = None
-
-
-def default_store() -> Path:
-    """The folder of the store: $LEANMARK_CACHE, or the user's cache folder."""
-    import platformdirs
-
-    configured = os.environ.get("LEANMARK_CACHE")
-    return Path(configured) if configured else Path(platformdirs.user_cache_dir("leanmark")) / "store"
 
 
 class Store:
@@ -204,77 +196,16 @@ def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Key
     return Keys(splits, base, tuple(found))
 
 
-def source_hash(module: str) -> str:
-    """A hash of a module's source and of the modules beside it that it imports.
-
-    Followed are imports within the same top-level package, and, for modules that
-    are not installed, within the same folder. Comments do not count.
-    """
-    first = registry.find_source(module)
-    if first is None:
-        raise InvalidInput(f"the source of module '{module}' cannot be found")
-    top = module.split(".")[0]
-    beside = first.parents[len(module.split(".")) - 1 + (first.name == "__init__.py")]
-    installed = "site-packages" in beside.parts or "dist-packages" in beside.parts
-    pending, seen = [(module, first)], {first: _digest_of(first)}
-    while pending:
-        name, path = pending.pop()
-        for imported in _imports_of(path, name):
-            if installed and imported.split(".")[0] != top:
-                continue
-            source = registry.find_source(imported)
-            if source is None or source in seen or source.suffix != ".py" or not source.is_relative_to(beside):
-                continue
-            seen[source] = _digest_of(source)
-            pending.append((imported, source))
-    return _hash(sorted((str(path.relative_to(beside)), digest) for path, digest in seen.items()))
-
-
-def _source_of(reference: str | None) -> str | None:
-    return None if reference is None else source_hash(reference.partition(":")[0])
-
-
-@functools.cache
-def _parsed(path: Path, _changed: int) -> ast.Module:
-    return ast.parse(path.read_bytes())
-
-
-def _tree(path: Path) -> ast.Module:
-    return _parsed(path, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _dump(path: Path, changed: int) -> str:
-    return hashlib.sha256(ast.dump(_parsed(path, changed)).encode()).hexdigest()
-
-
-def _digest_of(path: Path) -> str:
-    if path.suffix != ".py":
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return _dump(path, path.stat().st_mtime_ns)
-
-
-def _imports_of(path: Path, module: str) -> set[str]:
-    if path.suffix != ".py":
-        return set()
-    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    found: set[str] = set()
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)} - {""}
-    return found
-
-
 @functools.cache
 def _version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return "absent"
+
+
+def _source_of(reference: str | None) -> str | None:
+    return None if reference is None else source_hash(reference.partition(":")[0])
 
 
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:

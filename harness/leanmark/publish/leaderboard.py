@@ -98,6 +98,11 @@ class Row:
         return self.result.quality
 
     @property
+    def difference(self) -> Interval | None:
+        """Quality minus the reference's, on the same examples."""
+        return self.result.quality.difference if self.result.quality else None
+
+    @property
     def score(self) -> float | None:
         return self.result.quality.score.value if self.result.quality else None
 
@@ -167,7 +172,12 @@ AXES: Final = (
         "bytes",
         lambda row: row.footprint and row.footprint.compressed_bytes,
     ),
-    Axis("macs", "MACs of the fp32 structure (lower is better)", "count", lambda row: row.footprint and row.footprint.macs),
+    Axis(
+        "macs",
+        "MACs of the fp32 structure (lower is better)",
+        "count",
+        lambda row: row.footprint and row.footprint.macs,
+    ),
 )
 
 
@@ -181,7 +191,7 @@ def rows(run: Run) -> list[Row]:
     for result in run.results:
         cell = result.cell
         # The eager reference belongs to a block whose target it does not run on.
-        if cell.block not in groups or groups[cell.block].target.runtime == "torch" and cell.role is not Role.EAGER:
+        if cell.block not in groups or (groups[cell.block].target.runtime == "torch" and cell.role is not Role.EAGER):
             groups[cell.block] = Group(cell.block, cell.workload, cell.target)
     place = {key: index for index, key in enumerate(groups)}
     table = [Row(groups[result.cell.block], result) for result in run.results]
@@ -242,8 +252,8 @@ def best(members: Sequence[Row], margin: float = QUALITY_MARGIN) -> Row | None:
 
 
 def _is_safe_gain(row: Row, margin: float) -> bool:
-    loss = row.quality.difference if row.quality else None
-    return row.latency is not None and row.latency.high < 1 and loss is not None and loss.low >= -margin
+    faster = row.latency is not None and row.latency.high < 1
+    return faster and row.difference is not None and row.difference.low >= -margin
 
 
 def reference(members: Iterable[Row]) -> Row | None:
@@ -280,7 +290,7 @@ def sensitivity(table: Iterable[Row]) -> Sensitivity | None:
 
 def statuses(table: Iterable[Row]) -> dict[Status, int]:
     """How many cells have each status; ok first, statuses without a cell left out."""
-    counted = {status: 0 for status in reversed(Status)}
+    counted = dict.fromkeys(reversed(Status), 0)
     for row in table:
         counted[row.status] += 1
     return {status: number for status, number in counted.items() if number}

@@ -32,9 +32,14 @@ def print_entries(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
     _print_rows(rows)
 
 
-def plan_json(suite: str, cells: Sequence[Cell], seconds: float) -> dict[str, Any]:
+def plan_json(suite: str, cells: Sequence[Cell], prepare_seconds: float, measure_seconds: float) -> dict[str, Any]:
     """The plan as JSON values."""
-    return {"suite": suite, "estimated_seconds": round(seconds, 1), "cells": [to_json(cell) for cell in cells]}
+    return {
+        "suite": suite,
+        "prepare_seconds": round(prepare_seconds, 1),
+        "measure_seconds": round(measure_seconds, 1),
+        "cells": [to_json(cell) for cell in cells],
+    }
 
 
 def print_plan(suite: str, cells: Sequence[Cell], prepare_seconds: float, measure_seconds: float) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from leanmark.results import Interval, Quality
 
-MISSING: Final = "–"
+MISSING: Final = "\u2013"  # an en dash
 
 # Metrics that are fractions of test examples; others are shown in their own unit.
 PERCENT_METRICS: Final = frozenset({"accuracy", "agreement", "top1", "top5"})
@@ -57,7 +57,8 @@ def quality(found: Quality | None) -> Figure:
         return NOTHING
     score = found.score
     if is_percentage(found.metric):
-        return Figure(f"{_fixed(100 * score.value, 1)} %", f"[{_fixed(100 * score.low, 1)}, {_fixed(100 * score.high, 1)}]")
+        low, high = _fixed(100 * score.low, 1), _fixed(100 * score.high, 1)
+        return Figure(f"{_fixed(100 * score.value, 1)} %", f"[{low}, {high}]")
     return Figure(_fixed(score.value, 3), f"[{_fixed(score.low, 3)}, {_fixed(score.high, 3)}]")
 
 

@@ -24,7 +24,7 @@ from markupsafe import Markup
 
 from leanmark.errors import InvalidInput
 from leanmark.publish import leaderboard, numbers, plot
-from leanmark.publish.leaderboard import Group, Row
+from leanmark.publish.leaderboard import Row
 from leanmark.publish.numbers import visible
 from leanmark.results import Interval, Json, Run, StepSpec
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NAME_LIMIT: Final = 80
-_PLACES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _WIDEST: Final = 32.0  # ratios beyond this factor lie at the edge of a whisker's scale
 
 
@@ -82,7 +82,7 @@ class Asset:
     @staticmethod
     def _of(text: str) -> Asset:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        return Asset(Markup(text), f"'sha256-{digest}'")
+        return Asset(Markup(text), f"'sha256-{digest}'")  # noqa: S704 - leanmark's own files and Vega
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "bytes": numbers.size,
         "count": numbers.count,
         "seconds": numbers.seconds,
@@ -175,18 +175,24 @@ def _environment() -> Environment:
         "ratio": numbers.ratio,
         "score": numbers.quality,
         "difference": numbers.difference,
-        "name": lambda text: visible(str(text), NAME_LIMIT),
-        "short": lambda text, limit=400: visible(str(text), limit),
+        "name": _name,
+        "short": _short,
         "step": step_text,
         "fact": fact_text,
         "json": embedded,
         "plain": plain,
         "words": _words,
-        "moment": lambda text: str(text).replace("T", " ", 1).replace("+00:00", " UTC").replace("Z", " UTC"),
+        "moment": _moment,
         "direction": _direction,
         "panel": plot.panel,
     }
-    environment.globals |= {"reproduce": leaderboard.reproduce, "plural": numbers.plural, "missing": numbers.MISSING}
+    names: dict[str, Any] = {
+        "reproduce": leaderboard.reproduce,
+        "plural": numbers.plural,
+        "missing": numbers.MISSING,
+    }
+    environment.filters.update(filters)
+    environment.globals.update(names)
     return environment
 
 
@@ -197,7 +203,8 @@ def _shown(value: object) -> object:
 def embedded(value: Json) -> Markup:
     """JSON for a script element of type application/json: nothing in it can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return Markup("".join(_PLACES.get(character, character) for character in text))
+    escaped = "".join(_ESCAPES.get(character, character) for character in text)
+    return Markup(escaped)  # noqa: S704 - what HTML could read is escaped
 
 
 def plain(number: float | None) -> str:
@@ -236,10 +243,23 @@ def flat(mapping: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, s
             yield title, (numbers.MISSING if value is None else fact_text(value)) or numbers.MISSING
 
 
+def _name(text: object) -> str:
+    return visible(str(text), NAME_LIMIT)
+
+
+def _short(text: object, limit: int = 400) -> str:
+    return visible(str(text), limit)
+
+
+def _moment(started: str) -> str:
+    return started.replace("T", " ", 1).replace("+00:00", " UTC").replace("Z", " UTC")
+
+
 def _words(row: Row) -> str:
     """What the page's search looks through."""
     parts = (row.variant, row.group.workload, row.group.target.id, *row.families, *(step.name for step in row.steps))
-    return visible(" ".join([*(visible(part, 120) for part in parts), row.status.value, row.result.reason]), 600).lower()
+    words = [*(visible(part, 120) for part in parts), row.status.value, row.result.reason]
+    return visible(" ".join(words), 600).lower()
 
 
 def _direction(ratio: Interval | None) -> str:
@@ -257,8 +277,8 @@ def _replace(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as out:
             out.write(text)
-        os.chmod(name, 0o644)  # mkstemp's own is for secrets; a page is to be served
+        Path(name).chmod(0o644)  # mkstemp's own is for secrets; a page is to be served
         os.replace(name, path)
     except OSError:
-        os.unlink(name)
+        Path(name).unlink()
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from leanmark.publish import leaderboard, numbers
@@ -101,7 +101,7 @@ def _status_colour(status: Status) -> str:
 
 
 def _direction(ratio: Interval | None) -> str:
-    """Blue for faster and orange for slower, where the interval excludes 1; both are told apart by colour-blind eyes."""
+    """Blue for faster, orange for slower where the interval excludes 1: colour-blind eyes tell them apart."""
     if ratio is None or not ratio.excludes(1.0):
         return ""
     return "bright_blue" if ratio.value < 1 else "dark_orange"
@@ -203,39 +203,46 @@ def csv(run: Run) -> str:
     writer = csv_format.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in leaderboard.rows(run):
-        writer.writerow([_plain(value) for value in _values(row)])
+        writer.writerow([_plain(read(row)) for read in _COLUMNS.values()])
     return out.getvalue()
 
 
-_COLUMNS: Final = (
-    "workload target variant role status reason metric quality quality_low quality_high difference difference_low "
-    "difference_high latency_ratio latency_ratio_low latency_ratio_high launches eager_ratio eager_ratio_low "
-    "eager_ratio_high minimum_detectable_effect latency_median_seconds size_bytes compressed_bytes parameters macs "
-    "cold_start_seconds rss_peak_bytes preparation_seconds artifact"
-).split()
+_Value = str | float | None
+_COLUMNS: Final[dict[str, Callable[[Row], _Value]]] = {
+    "workload": lambda row: row.group.workload,
+    "target": lambda row: row.group.target.id,
+    "variant": lambda row: row.variant,
+    "role": lambda row: row.role.value,
+    "status": lambda row: row.status.value,
+    "reason": lambda row: row.result.reason,
+    "metric": lambda row: row.quality and row.quality.metric,
+    "quality": lambda row: row.score,
+    "quality_low": lambda row: row.quality and row.quality.score.low,
+    "quality_high": lambda row: row.quality and row.quality.score.high,
+    "difference": lambda row: row.difference and row.difference.value,
+    "difference_low": lambda row: row.difference and row.difference.low,
+    "difference_high": lambda row: row.difference and row.difference.high,
+    "latency_ratio": lambda row: row.latency and row.latency.value,
+    "latency_ratio_low": lambda row: row.latency and row.latency.low,
+    "latency_ratio_high": lambda row: row.latency and row.latency.high,
+    "launches": lambda row: row.latency and row.latency.n,
+    "eager_ratio": lambda row: row.eager and row.eager.value,
+    "eager_ratio_low": lambda row: row.eager and row.eager.low,
+    "eager_ratio_high": lambda row: row.eager and row.eager.high,
+    "minimum_detectable_effect": lambda row: row.result.minimum_detectable_effect,
+    "latency_median_seconds": lambda row: row.result.timing and row.result.timing.median,
+    "size_bytes": lambda row: row.footprint and row.footprint.size_bytes,
+    "compressed_bytes": lambda row: row.footprint and row.footprint.compressed_bytes,
+    "parameters": lambda row: row.footprint and row.footprint.parameters,
+    "macs": lambda row: row.footprint and row.footprint.macs,
+    "cold_start_seconds": lambda row: row.cold_start_seconds,
+    "rss_peak_bytes": lambda row: row.peak_bytes,
+    "preparation_seconds": lambda row: row.result.cost and row.result.cost.seconds,
+    "artifact": lambda row: row.result.artifact,
+}
 
 
-def _values(row: Row) -> list[str | float | None]:
-    found, footprint = row.quality, row.footprint
-    result = row.result
-    return [
-        *(row.group.workload, row.group.target.id, row.variant, row.role.value, row.status.value, result.reason),
-        *(found.metric if found else None, *_bounds(found.score if found else None)),
-        *_bounds(found.difference if found else None),
-        *(*_bounds(row.latency), row.latency.n if row.latency else None),
-        *(*_bounds(row.eager), result.minimum_detectable_effect),
-        result.timing.median if result.timing else None,
-        *((footprint.size_bytes, footprint.compressed_bytes) if footprint else (None, None)),
-        *((footprint.parameters, footprint.macs) if footprint else (None, None)),
-        *(row.cold_start_seconds, row.peak_bytes, result.cost.seconds if result.cost else None, result.artifact),
-    ]
-
-
-def _bounds(interval: Interval | None) -> tuple[float | None, ...]:
-    return (interval.value, interval.low, interval.high) if interval else (None, None, None)
-
-
-def _plain(value: str | float | None) -> str | float | None:
+def _plain(value: _Value) -> _Value:
     if not isinstance(value, str):
         return value
     shown = visible(value)

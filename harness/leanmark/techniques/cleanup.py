@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROUNDS = 3
 
 
-def nothing_left(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+def nothing_left(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """The final program has no removable node, and the unmodified one had some."""
     if artifact.stage is not Program:
         return Evidence("graph.clean", False, {}, "the final artifact is no ONNX program")
@@ -52,7 +52,7 @@ def nothing_left(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     exact=1e-5,
     libraries=("onnx", "onnxscript", "onnx-ir"),
 )
-def clean(stage: Program, ctx: Context) -> Program:
+def clean(stage: Program, _ctx: Context) -> Program:
     """Remove unused, duplicate and training-only nodes, and fold constants.
 
     Identity and Dropout nodes go, as do casts, transposes, reshapes and arithmetic

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = 2
 
 
-def is_program(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+def is_program(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """The artifact is a program that ONNX's checker accepts."""
     if artifact.stage is not Program:
         return Evidence("export.onnx", False, {}, "the final artifact is no ONNX program")

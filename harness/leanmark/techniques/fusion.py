@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from leanmark.stages import Split
 
 
-def no_batch_norm(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+def no_batch_norm(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """No batch norm is left in the final artifact."""
     left = _count_batch_norms(artifact)
     before = None if artifact.reference is None else _count_batch_norms(artifact.reference)
@@ -85,7 +86,8 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None and variance is not None  # _foldable leaves the others
+    assert mean is not None  # _foldable leaves the others
+    assert variance is not None
     # Rows of a linear layer's weights are its channels too, and this one, unlike the
     # one for linear layers, takes batch norms without scale and shift.
     layer.weight, layer.bias = fuse_conv_bn_weights(
@@ -104,38 +106,36 @@ def _foldable(module: nn.Module, examples: Split) -> list[tuple[str, str]]:
             f"torch.fx cannot follow this model's forward, so what comes before a batch norm is unknown: {error}",
             do="Keep control flow that depends on values out of forward.",
         ) from error
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []
     ranks = _input_ranks(module, examples)
     for node in graph.nodes:
-        if node.op != "call_module" or calls[node.target] != 1:
+        path = str(node.target)
+        if node.op != "call_module" or calls[path] != 1:
             continue
-        norm = module.get_submodule(node.target)
+        norm = module.get_submodule(path)
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
             continue
-        source = _layer_before(module, node)
-        if source is None or calls[source.target] != 1 or _shares_weights(module, source.target):
+        layer = _layer_before(module, node)
+        if layer is None or calls[layer] != 1 or _shares_weights(module, layer):
             continue
         # A batch norm scales the second axis; of more than two, that is not the one
         # that a linear layer's weights scale.
-        if isinstance(module.get_submodule(source.target), nn.Linear) and ranks.get(node.target) != 2:
+        if isinstance(module.get_submodule(layer), nn.Linear) and ranks.get(path) != 2:
             continue
-        pairs.append((source.target, node.target))
+        pairs.append((layer, path))
     return pairs
 
 
-def _layer_before(module: nn.Module, node: fx.Node) -> fx.Node | None:
-    """The layer whose result, and nobody else's, a batch norm scales."""
+def _layer_before(module: nn.Module, node: fx.Node) -> str | None:
+    """The path of the layer whose result a batch norm, and nothing else, reads."""
     from torch import fx, nn
 
     source = node.args[0] if node.args else None
     while isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
         before = module.get_submodule(str(source.target))
         if isinstance(before, nn.Conv1d | nn.Conv2d | nn.Linear):
-            return source
+            return str(source.target)
         if not isinstance(before, nn.Identity | nn.Dropout):
             return None
         source = source.args[0]
@@ -180,7 +180,7 @@ def _input_ranks(module: nn.Module, examples: Split) -> dict[str, int]:
 _OWN_DOMAINS = ("com.microsoft.",)
 
 
-def fused_operators(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+def fused_operators(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """Operators of the final program that the unmodified one does not have."""
     if artifact.stage is not Program:
         return Evidence("fuse.graph", False, {}, "the final artifact is no ONNX program")
@@ -206,7 +206,7 @@ def fused_operators(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     exact=1e-4,
     libraries=("onnx", "onnxruntime"),
 )
-def graph(stage: Program, ctx: Context, *, level: Literal["basic", "extended", "all"] = "extended") -> Program:
+def graph(stage: Program, _ctx: Context, *, level: Literal["basic", "extended", "all"] = "extended") -> Program:
     """Apply onnxruntime's fusion rules now and keep what they made.
 
     level: `basic` removes and folds what ONNX's own operators can express (a batch norm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,12 +26,12 @@ _FLOAT = frozenset(["float16", "bfloat16", "float32", "float64"])
 _INT8 = frozenset(["int8", "uint8"])
 
 
-def dynamic_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+def dynamic_reached(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """Most weights are 8-bit integers, and operators compute with them."""
     return _integers_reached("quantize.dynamic", artifact)
 
 
-def static_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+def static_reached(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """Most weights are 8-bit integers, and operators compute with them."""
     return _integers_reached("quantize.static", artifact)
 
@@ -93,7 +93,7 @@ def _compute_nodes(proto: ModelProto) -> tuple[int, int]:
 )
 def dynamic(
     stage: Program,
-    ctx: Context,
+    _ctx: Context,
     *,
     per_channel: bool = True,
     weight_type: Literal["int8", "uint8"] = "int8",
@@ -232,16 +232,13 @@ def _calibrate(model: Path, ranges: Path, split: Split, calibration: str) -> Any
 def _reader(split: Split) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
+    examples = ({name: array[index : index + 1] for name, array in split.inputs.items()} for index in range(len(split)))
+
     class Reader(CalibrationDataReader):
-        """One example at a time."""
+        """One example at a time; None after the last."""
 
-        def __init__(self) -> None:
-            self.batches: Iterator[dict[str, Any]] = (
-                {name: array[index : index + 1] for name, array in split.inputs.items()} for index in range(len(split))
-            )
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.batches, None)
+        def get_next(self) -> Any:
+            return next(examples, None)
 
     return Reader()
 

@@ -1,0 +1,145 @@
+"""What a module's source depends on, found without importing it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from leanmark import registry
+from leanmark.errors import InvalidInput
+from leanmark.results import canonical_json
+
+_MEMORY_FORMAT = 1
+
+
+def default_store() -> Path:
+    """The folder of the store: $LEANMARK_CACHE, or the user's cache folder."""
+    configured = os.environ.get("LEANMARK_CACHE")
+    return Path(configured) if configured else Path(platformdirs.user_cache_dir("leanmark")) / "store"
+
+
+def source_hash(module: str) -> str:
+    """A hash of a module's source and of the modules beside it that it imports.
+
+    Followed are imports within the same top-level package, and, for modules that
+    are not installed, within the same folder. Comments do not count.
+    """
+    first = registry.find_source(module)
+    if first is None:
+        raise InvalidInput(f"the source of module '{module}' cannot be found")
+    beside = first.parents[len(module.split(".")) - 1 + (first.name == "__init__.py")]
+    top = module.split(".")[0] if {"site-packages", "dist-packages"} & set(beside.parts) else None
+    found = _closure(module, first, beside, top)
+    facts = sorted((str(path.relative_to(beside)), _source(path).digest) for path in found)
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+
+@functools.cache
+def _closure(module: str, first: Path, beside: Path, top: str | None) -> frozenset[Path]:
+    """The files below `beside` (and, if it is given, of the package `top`) that `module` imports."""
+    pending, seen = [(module, first)], {first}
+    roots: dict[str, bool] = {}
+    while pending:
+        name, path = pending.pop()
+        for imported in _source(path).imports(name, path):
+            root = imported.split(".")[0]
+            if root not in roots:
+                roots[root] = root == top if top is not None else _lies_in(beside, root)
+            if not roots[root]:
+                continue
+            source = registry.find_source(imported)
+            if source is not None and source not in seen and source.suffix == ".py":
+                seen.add(source)
+                pending.append((imported, source))
+    return frozenset(seen)
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a file's syntax tree tells: a hash of it, and what it imports (level, module, name)."""
+
+    digest: str
+    imported: frozenset[tuple[int, str, str]]
+
+    def imports(self, module: str, path: Path) -> set[str]:
+        """Absolute names of everything that may be an imported module."""
+        package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+        found: set[str] = set()
+        for level, base, name in self.imported:
+            above = package[: len(package) - level + 1] if level else []
+            parts = [*above, *filter(None, [base])]
+            found |= {".".join(parts), ".".join([*parts, *filter(None, [name])])} - {""}
+        return found
+
+
+def _source(path: Path) -> _Source:
+    status = path.stat()
+    return _remembered(path, (status.st_mtime_ns, status.st_size))
+
+
+@functools.cache
+def _remembered(path: Path, stamp: tuple[int, int]) -> _Source:
+    """What the file says, from the memory if its time and size are those of then."""
+    memory = _memory()
+    known: dict[str, Any] | None = memory.get(str(path))
+    if known is None or tuple(known["stamp"]) != stamp:
+        read = _read(path)
+        known = {"stamp": stamp, "digest": read.digest, "imported": sorted(read.imported)}
+        memory[str(path)] = known
+        _keep(memory)
+    return _Source(known["digest"], frozenset((level, base, name) for level, base, name in known["imported"]))
+
+
+def _read(path: Path) -> _Source:
+    content = path.read_bytes()
+    if path.suffix != ".py":
+        return _Source(hashlib.sha256(content).hexdigest(), frozenset())
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError) as error:
+        raise InvalidInput(f"is no Python that can be read: {error}", where=path) from error
+    imported: set[tuple[int, str, str]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {(0, alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {(node.level, node.module or "", alias.name) for alias in node.names}
+    return _Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imported))
+
+
+def _memory_file() -> Path:
+    return default_store() / "sources.json"
+
+
+@functools.cache
+def _memory() -> dict[str, Any]:
+    """Digests of files that were read before; reading two dozen syntax trees takes half a second."""
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(_memory_file().read_text())
+        if stored.get("format") == _MEMORY_FORMAT:
+            return stored["files"]
+    return {}
+
+
+def _keep(memory: dict[str, Any]) -> None:
+    path = _memory_file()
+    with contextlib.suppress(OSError):  # it only saves time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump({"format": _MEMORY_FORMAT, "files": memory}, file)
+        os.replace(name, path)

@@ -1,0 +1,97 @@
+"""Controls: recipes whose verdict is known beforehand, so that a harness can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from leanmark.registry import ANY_STAGE, step
+from leanmark.results import Evidence
+from leanmark.stages import Array, Artifact, Context, Program, TorchModel
+
+
+def nothing_changed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Every tensor of the final artifact equals the unmodified model's."""
+    if artifact.reference is None:
+        return Evidence("control.identity", False, {}, "there is no unmodified model to compare with")
+    tensors, before = artifact.tensors(), artifact.reference.tensors()
+    different = sorted(
+        name
+        for name in tensors.keys() | before.keys()
+        if name not in tensors or name not in before or not _equal(tensors[name], before[name])
+    )
+    facts = {"tensors": len(tensors), "different": len(different)}
+    if different:
+        return Evidence("control.identity", False, facts, f"tensor '{different[0]}' is not the unmodified model's")
+    if artifact.delivery != artifact.reference.delivery:
+        return Evidence("control.identity", False, facts, "it is stored or driven in another way than its reference")
+    return Evidence("control.identity", True, facts)
+
+
+def _equal(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+@step(
+    "control.identity",
+    family="control",
+    consumes=ANY_STAGE,
+    produces=None,
+    evidence=nothing_changed,
+    exact=0.0,
+    libraries=(),
+)
+def identity(stage: TorchModel | Program, ctx: Context) -> TorchModel | Program:
+    """Change nothing: the negative control (A/A).
+
+    Whatever difference is measured between it and its reference is noise.
+    Evidence: every tensor of the final artifact equals the unmodified model's, bit by bit.
+    Source: Kohavi et al. 2009, Controlled Experiments on the Web, section 3.4 (A/A tests).
+    """
+    return stage
+
+
+def calls_added(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """How often the final artifact asks for one call more."""
+    every, asked = artifact.delivery.extra_call_every, _every(float(params["percent"]))
+    ratio = true_ratio(artifact)
+    facts = {"extra_call_every": every, "ratio": None if ratio is None else round(ratio, 6)}
+    if every is None:
+        return Evidence("control.slowdown", False, facts, "the final artifact asks for no extra calls")
+    if every != asked:
+        return Evidence("control.slowdown", False, facts, f"one call more in every {every}, not in every {asked}")
+    return Evidence("control.slowdown", True, facts)
+
+
+@step(
+    "control.slowdown",
+    family="control",
+    consumes=ANY_STAGE,
+    produces=None,
+    evidence=calls_added,
+    exact=0.0,
+    libraries=(),
+)
+def slowdown(
+    stage: TorchModel | Program, ctx: Context, *, percent: Annotated[float, Ge(0.5), Le(50)] = 3.0
+) -> TorchModel | Program:
+    """Do `percent` % more work for the same answers: the positive control, which must be caught.
+
+    percent: 0.5 to 50. One call more is made after every round(100 / percent), so the
+    true latency ratio is 1 + 1 / round(100 / percent), exactly.
+    Evidence: the interval of extra calls that the final artifact's manifest states.
+    """
+    return replace(stage, delivery=replace(stage.delivery, extra_call_every=_every(percent)))
+
+
+def true_ratio(artifact: Artifact) -> float | None:
+    """The exact latency ratio of an artifact that `control.slowdown` made, else None."""
+    every = artifact.delivery.extra_call_every
+    return None if every is None else 1 + 1 / every
+
+
+def _every(percent: float) -> int:
+    return round(100 / percent)

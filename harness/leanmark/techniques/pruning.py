@@ -1,0 +1,261 @@
+"""Pruning: weights set to zero, and channels that are really removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Gt, Lt
+
+from leanmark.errors import NotApplicable, PreparationError
+from leanmark.graphs import quiet
+from leanmark.registry import Fraction, step
+from leanmark.results import Evidence
+from leanmark.stages import Array, Artifact, Context, TorchModel
+from leanmark.weights import count_elements, count_zeros, is_quantized, weight_parameters, weight_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# How far the sparsity counted may be from the one asked for.
+SPARSITY_TOLERANCE = 0.001
+# Two examples: a batch of one hides which axis is the batch.
+_EXAMPLES = 2
+
+# --- single weights ----------------------------------------------------------------------
+
+
+def sparsity_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Zeros counted in the final artifact's weight tensors."""
+    weights = weight_tensors(artifact)
+    zeros, total, asked = count_zeros(weights), count_elements(weights), float(params["sparsity"])
+    if not total:
+        return Evidence("prune.magnitude", False, {}, "the final artifact has no weight tensors")
+    found = zeros / total
+    facts = {"sparsity": round(found, 6), "zeros": zeros, "weights": total}
+    # Of a few hundred weights no whole number may lie within the tolerance.
+    tolerance = max(SPARSITY_TOLERANCE * total, 0.5)
+    if zeros < asked * total - tolerance:
+        reason = f"{found:.2%} of the weights are zero, not {asked:.2%}; a later step filled them in, or never kept them"
+        return Evidence("prune.magnitude", False, facts, reason)
+    # Rounding to integers makes more zeros, which takes nothing from what pruning did.
+    if zeros > asked * total + tolerance and not is_quantized(weights):
+        return Evidence("prune.magnitude", False, facts, f"{found:.2%} of the weights are zero, more than {asked:.2%}")
+    return Evidence("prune.magnitude", True, facts)
+
+
+@step("prune.magnitude", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=sparsity_reached)
+def magnitude(
+    model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Literal["global", "layer"] = "global"
+) -> TorchModel:
+    """Set the weights of smallest magnitude to zero.
+
+    sparsity: share of the weights set to zero, 0 <= sparsity < 1. Exactly that many are,
+    to the nearest one; those that were zero before count. Biases and batch norms stay.
+    scope: `global` ranks the weights of all layers together, so that layers with small
+    weights lose more; `layer` takes the same share of each.
+
+    Zeros alone make nothing smaller or faster: pack, encode or quantize what is left.
+    Training afterwards needs `preserve: [sparsity]`.
+    Evidence: zeros counted in the final artifact's tensors with at least two axes and 64
+    elements; ineffective when their share is more than 0.001 from the one asked for
+    (more zeros are fine once weights are quantized, which rounds small ones to zero).
+    Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural
+    Networks.
+    """
+    weights = list(weight_parameters(model.module).values())
+    if not weights:
+        raise NotApplicable("this model has no weight tensor to prune")
+    magnitudes = [_magnitudes(name, weight) for name, weight in weight_parameters(model.module).items()]
+    if scope == "global":
+        import numpy as np
+
+        removed = _smallest(np.concatenate(magnitudes), sparsity)
+        ends = np.cumsum([array.size for array in magnitudes])
+        masks = np.split(removed, ends[:-1])
+    else:
+        masks = list(_smallest_of_each(magnitudes, sparsity))
+    for weight, mask in zip(weights, masks, strict=True):
+        _set_to_zero(weight, mask)
+    return model.with_module(model.module)
+
+
+def _magnitudes(name: str, weight: nn.Parameter) -> Array:
+    import numpy as np
+
+    values = np.abs(weight.detach().float().cpu().reshape(-1).numpy())
+    if not np.isfinite(values).all():
+        raise PreparationError(f"weights of '{name}' are NaN or infinite", do="Check how the model was trained.")
+    return values
+
+
+def _smallest(magnitudes: Array, share: float) -> Array:
+    """A mask of the round(share * n) smallest; among equals, the first."""
+    return _smallest_count(magnitudes, round(share * magnitudes.size))
+
+
+def _smallest_of_each(magnitudes: list[Array], share: float) -> Iterator[Array]:
+    """Masks of the same share of each, so that the counts add up to that of them all."""
+    done = before = 0
+    for array in magnitudes:
+        before += array.size
+        count = min(array.size, round(share * before) - done)
+        done += count
+        yield _smallest_count(array, count)
+
+
+def _smallest_count(magnitudes: Array, count: int) -> Array:
+    import numpy as np
+
+    if count == 0:
+        return np.zeros(magnitudes.size, dtype=bool)
+    threshold = np.partition(magnitudes, count - 1)[count - 1]
+    mask = magnitudes < threshold
+    equal = np.flatnonzero(magnitudes == threshold)
+    mask[equal[: count - int(mask.sum())]] = True
+    return mask
+
+
+def _set_to_zero(weight: nn.Parameter, mask: Array) -> None:
+    import torch
+
+    with torch.no_grad():
+        weight.masked_fill_(torch.from_numpy(mask).view(weight.shape), 0.0)
+
+
+# --- channels ----------------------------------------------------------------------------
+
+
+def channels_removed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Fewer weights than the unmodified model has, counted by the shapes of both."""
+    weights, ratio = weight_tensors(artifact), float(params["ratio"])
+    total = count_elements(weights)
+    facts: dict[str, Any] = {"weights": total}
+    if artifact.reference is None:
+        return Evidence("prune.channels", False, facts, "there is no unmodified model to compare shapes with")
+    before = count_elements(weight_tensors(artifact.reference))
+    facts |= {"weights_before": before, "shapes": {name: list(array.shape) for name, array in weights.items()}}
+    # A layer loses outputs, the next one inputs: more than `ratio` of most layers' weights
+    # goes, but less of the first's and the last's.
+    if total >= (1 - 0.5 * ratio) * before:
+        reason = f"{total:,} of {before:,} weights are left, which is too many for {ratio:.0%} of the channels removed"
+        return Evidence("prune.channels", False, facts, reason)
+    return Evidence("prune.channels", True, facts)
+
+
+@step(
+    "prune.channels",
+    family="pruning",
+    consumes=TorchModel,
+    produces=TorchModel,
+    evidence=channels_removed,
+    libraries=("torch", "torch-pruning"),
+    splits=("validation",),
+)
+def channels(
+    model: TorchModel,
+    ctx: Context,
+    *,
+    ratio: Annotated[float, Gt(0), Lt(1)],
+    norm: Literal["l1", "l2"] = "l2",
+    scope: Literal["global", "layer"] = "layer",
+) -> TorchModel:
+    """Remove whole channels of convolutions and neurons of linear layers.
+
+    ratio: share of the channels removed, 0 < ratio < 1. What the next layers did with
+    them goes too, so tensors get smaller and no zeros are left behind. The model's
+    outputs stay as many as they are.
+    norm: what a channel is worth: the sum of the magnitudes, or of the squares, of all
+    weights that would go with it, over their mean in the layer.
+    scope: `layer` removes the same share from every layer; `global` ranks all channels
+    together.
+
+    Layers whose channels depend on one another (around an addition, through a flatten,
+    in groups) lose the same ones. One batch of two validation examples is run to see
+    which do; no value of it matters.
+    Evidence: the final artifact has fewer weights than the unmodified model; ineffective
+    unless less than 1 - ratio / 2 of them are left.
+    Source: Li et al. 2017, Pruning Filters for Efficient ConvNets; Fang et al. 2023,
+    DepGraph: Towards Any Structural Pruning.
+    """
+    import torch
+
+    module = model.module.eval()
+    for name, weight in weight_parameters(module).items():
+        _magnitudes(name, weight)
+    _refuse_shared(module)
+    examples = ctx.split("validation").head(_EXAMPLES)
+    inputs = tuple(torch.from_numpy(array.copy()) for array in examples.inputs.values())
+    before, shape = _sizes(module), _answer_shape(module, inputs)
+    with quiet(), torch.inference_mode(False), torch.enable_grad():
+        _remove(module, inputs, ratio, norm, scope)
+    if _sizes(module) == before:
+        raise PreparationError(f"{ratio:.1%} of the channels is less than one in every layer", do="Raise ratio.")
+    if _answer_shape(module, inputs) != shape:
+        raise PreparationError("removing channels changed the shape of the model's answers")
+    return model.with_module(module)
+
+
+def _remove(module: nn.Module, inputs: tuple[Tensor, ...], ratio: float, norm: str, scope: str) -> None:
+    import torch_pruning
+
+    try:
+        graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
+        groups = list(graph.get_all_groups())
+    except Exception as error:
+        raise PreparationError(
+            f"torch-pruning cannot follow this model: {type(error).__name__}: {error}",
+            do="Write attention and custom operations with plain layers and torch functions.",
+        ) from error
+    fixed = [group[0].dep.target.module for group in groups if _reaches_output(graph, group)]
+    if len(fixed) == len(groups):
+        raise NotApplicable("this model has no convolution or linear layer but those that give its answers")
+    worth = torch_pruning.importance.MagnitudeImportance(p={"l1": 1, "l2": 2}[norm])
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        module,
+        inputs,
+        importance=worth,
+        pruning_ratio=ratio,
+        global_pruning=scope == "global",
+        ignored_layers=fixed,
+        # Its defaults are dictionaries that all calls would share.
+        in_channel_groups={},
+        out_channel_groups={},
+    )
+    pruner.step()
+
+
+def _reaches_output(graph: Any, group: Any) -> bool:
+    """Whether the channels of a group are channels of the model's answers: no node reads them."""
+    return any(
+        graph.is_out_channel_pruning_fn(item.dep.handler) and not item.dep.target.outputs for item in group
+    )
+
+
+def _refuse_shared(module: nn.Module) -> None:
+    owners: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(parameter), name)
+        if first != name:
+            raise NotApplicable(
+                f"'{first}' and '{name}' are one tensor, and removing channels would part them",
+                do="Use prune.magnitude, which keeps shapes.",
+            )
+
+
+def _sizes(module: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(parameter.shape) for parameter in module.parameters()]
+
+
+def _answer_shape(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            answer = module(*inputs)
+    except RuntimeError as error:
+        raise PreparationError(
+            f"the model does not run with fewer channels: {error}",
+            do="Take sizes in forward from tensors, not from numbers: flatten(1) instead of view(-1, 800).",
+        ) from error
+    return tuple((answer[0] if isinstance(answer, tuple | list) else answer).shape)

@@ -1,0 +1,99 @@
+"""Imports run one way, and what must be quick imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import leanmark
+
+PACKAGE = Path(leanmark.__file__).parent
+
+# A module may import modules of its own layer or of lower ones.
+LAYERS = [
+    {"errors"},
+    {"results", "stats"},
+    {"codecs", "structure", "channel", "graphs", "counting"},
+    {"stages"},
+    {"registry", "processes"},
+    {"techniques", "workloads", "networks", "runtimes"},
+    {"declare", "prepare", "measure", "judge", "publish"},
+    {"planned", "assembly"},
+    {"runner", "duel", "delivery", "catalogue"},
+    {"cli"},
+]
+VERBS = LAYERS[6]
+# Look-ups by name at run time, and lazily: what builds a module asks for its builder.
+ALLOWED_UP = {("stages", "registry"), ("counting", "stages"), ("structure", "stages"), ("graphs", "stages")}
+# The listing shows a duel's outcome; it names its type and nothing else.
+ALLOWED_UP |= {("publish", "duel")}
+
+
+def imports() -> list[tuple[str, str, Path]]:
+    found: list[tuple[str, str, Path]] = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = (
+                    [f"{node.module}.{alias.name}" for alias in node.names]
+                    if node.module == "leanmark"
+                    else [node.module]
+                )
+            found += [(own, name.split(".")[1], path) for name in names if name.startswith("leanmark.")]
+    return found
+
+
+def layer(name: str) -> int:
+    return next(index for index, names in enumerate(LAYERS) if name in names)
+
+
+def test_imports_run_one_way():
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports leanmark.{name}"
+        for own, name, path in imports()
+        if own != "__init__" and name != "__version__" and layer(name) > layer(own) and (own, name) not in ALLOWED_UP
+    ]
+    assert not wrong
+
+
+def test_no_verb_imports_another():
+    wrong = [f"{path} imports {name}" for own, name, path in imports() if {own, name} <= VERBS and own != name]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "quick"], ["list", "steps"], ["list", "workloads", "--json"], ["schema"]]
+)
+def test_quick_commands_import_no_torch(arguments: list[str]):
+    program = (
+        "import sys\nsys.argv[1:] = " + repr(arguments) + "\nfrom leanmark.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'pandas', 'altair', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_measuring_process_imports_only_what_it_runs():
+    program = (
+        "import sys\nimport leanmark.measure.worker, leanmark.registry, leanmark.stages\n"
+        "from leanmark.workloads.splits import open_split\nleanmark.registry.load_builtins()\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'pandas', 'altair', 'scipy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_pickle_is_loaded():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        for word in ("pickle.load", "torch.load(", "joblib.load", "allow_pickle=True", "yaml.load("):
+            assert word not in text, f"{path} holds {word}"
