@@ -167,6 +167,7 @@
         label: point.label,
         family: point.family,
         kind: point.kind,
+        reference: point.reference,
         text: point.text,
         front: point.front.includes(x),
         name: "", // until there is a place for it
@@ -191,7 +192,7 @@
     const taken = points.map((point) => box(x(point.x) - 6, y(point.y) - 6, 12, 12));
     const clashes = (one) => taken.some((other) =>
       one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom);
-    for (const point of points.filter((candidate) => candidate.front || candidate.kind === "reference")) {
+    for (const point of points.filter((candidate) => candidate.front || candidate.reference)) {
       const width = 7.2 * [...point.label].length;
       const around = (place) => box(x(point.x) + place.dx - (place.dx > 0 ? 0 : width), y(point.y) + place.dy - 9, width, 13);
       const inside = ({ left, right, top, bottom }) => left > 2 && right < view.width() && top > 0 && bottom < view.height();

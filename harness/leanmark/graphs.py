@@ -148,43 +148,66 @@ def _reads(node: NodeProto) -> Iterator[str]:
 
 
 def canonical(proto: ModelProto, keep: Iterable[str]) -> None:
-    """Name and order what a library made up in place, by position.
+    """Order and name what a library made up, in place, by what feeds what.
 
-    onnxruntime and its quantizer draw names from hash tables, so that two processes
-    name the same node differently. Inputs, outputs and the initializers in `keep` keep
-    their names; nodes and the values between them are numbered in topological order.
-    Unused operator sets and intermediate shapes, which the runtime infers, go.
+    onnxruntime and its quantizer walk hash tables, so that two processes order and name
+    the same nodes differently. Inputs, outputs and the initializers in `keep` keep their
+    names; nodes come in the order in which a walk back from the outputs needs them, and
+    are numbered with the values between them. Nodes that no output needs, unused
+    operator sets, and intermediate shapes, which the runtime infers, go.
     """
     graph = proto.graph
+    _order_nodes(graph)
     kept = {value.name for value in (*graph.input, *graph.output)} | set(keep)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     names: dict[str, str] = {}
-    order: dict[str, None] = {}
+    used: dict[str, None] = {}
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{index}"
         for position, name in enumerate(node.output):
             if name and name not in kept:
                 names[name] = f"{node.name}_{position}" if position else f"{node.name}_output"
-        order |= dict.fromkeys(name for name in _reads(node) if name in stored)
-        attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
-        del node.attribute[:]
-        node.attribute.extend(attributes)
-    names |= {name: f"constant_{index}" for index, name in enumerate(order) if name not in kept}
-    order |= dict.fromkeys(name for name in sorted(stored) if name in kept)
-    tensors = [stored[name] for name in order]
-    del graph.initializer[:]
-    for tensor in tensors:
-        graph.initializer.add().CopyFrom(tensor)
+        used |= dict.fromkeys(name for name in _reads(node) if name in stored)
+        _replace(node.attribute, sorted(node.attribute, key=lambda attribute: attribute.name))
+    used |= dict.fromkeys(value.name for value in graph.output if value.name in stored)
+    names |= {name: f"constant_{index}" for index, name in enumerate(used) if name not in kept}
+    _replace(graph.initializer, [stored[name] for name in used])
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
     for node in graph.node:
         _rename(node, names)
     del graph.value_info[:]
-    domains = {node.domain for node in nodes(graph)} | {node.domain for body in proto.functions for node in body.node}
-    used = sorted((entry.domain, entry.version) for entry in proto.opset_import if entry.domain in {*domains, ""})
-    del proto.opset_import[:]
-    for domain, version in used:
-        proto.opset_import.add(domain=domain, version=version)
+    domains = {"", *(node.domain for node in nodes(graph))}
+    domains |= {domain for function in proto.functions for domain in (function.domain, *_domains(function.node))}
+    versions = sorted(proto.opset_import, key=lambda entry: entry.domain)
+    _replace(proto.opset_import, [entry for entry in versions if entry.domain in domains])
+
+
+def _order_nodes(graph: GraphProto) -> None:
+    """Depth first from the outputs, inputs in order: the same for the same structure."""
+    maker = {name: node for node in graph.node for name in node.output if name}
+    ordered: dict[int, NodeProto] = {}
+    stack = [maker[value.name] for value in reversed(graph.output) if value.name in maker]
+    while stack:
+        node = stack[-1]
+        waiting = [maker[name] for name in _reads(node) if name in maker and id(maker[name]) not in ordered]
+        if waiting and id(node) not in ordered:
+            stack.extend(reversed(waiting))
+            continue
+        ordered.setdefault(id(node), node)
+        stack.pop()
+    _replace(graph.node, list(ordered.values()))
+
+
+def _replace(field: Any, entries: list[Any]) -> None:
+    """Put copies of `entries` into a repeated field in place of what it holds."""
+    copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
+    del field[:]
+    field.extend(copies)
+
+
+def _domains(listed: Iterable[NodeProto]) -> set[str]:
+    return {node.domain for node in listed}
 
 
 def _rename(node: NodeProto, names: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from leanmark.errors import PreparationError
 from leanmark.graphs import nodes, op_name
 from leanmark.stages import Array, Artifact, Program
 
@@ -35,6 +36,25 @@ def weight_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters()
         if parameter.dim() >= 2 and parameter.numel() >= MINIMUM_ELEMENTS and parameter.is_floating_point()
     }
+
+
+def finite_values(name: str, weight: nn.Parameter) -> Array:
+    """A flat float32 copy of a weight tensor. Raises PreparationError where one is NaN or infinite."""
+    values = weight.detach().float().cpu().reshape(-1).numpy().copy()
+    if not np.isfinite(values).all():
+        raise PreparationError(f"weights of '{name}' are NaN or infinite", do="Check how the model was trained.")
+    return values
+
+
+def shared_parameters(module: nn.Module) -> dict[str, str]:
+    """Names of parameters that are the same tensor as one named before, with that name."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        if owner != name:
+            found[name] = owner
+    return found
 
 
 def weight_tensors(artifact: Artifact) -> dict[str, Array]:

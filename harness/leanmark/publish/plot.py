@@ -76,6 +76,7 @@ def points(table: Sequence[Row]) -> list[dict[str, Any]]:
                 "label": visible(row.variant, NAME_LIMIT),
                 "family": family if family in coloured else OTHER,
                 "kind": _kind(row),
+                "reference": row.role in (Role.REFERENCE, Role.EAGER),
                 "x": {axis.key: _bounds(axis.bounds(row)) for axis in AXES},
                 "y": {
                     "score": _bounds(row.quality.score, scale),

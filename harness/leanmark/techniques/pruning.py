@@ -12,7 +12,15 @@ from leanmark.graphs import quiet
 from leanmark.registry import Fraction, step
 from leanmark.results import Evidence
 from leanmark.stages import Array, Artifact, Context, TorchModel
-from leanmark.weights import count_elements, count_zeros, is_quantized, weight_parameters, weight_tensors
+from leanmark.weights import (
+    count_elements,
+    count_zeros,
+    finite_values,
+    is_quantized,
+    shared_parameters,
+    weight_parameters,
+    weight_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,30 +71,21 @@ def magnitude(
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural
     Networks.
     """
-    weights = list(weight_parameters(model.module).values())
+    import numpy as np
+
+    weights = weight_parameters(model.module)
     if not weights:
         raise NotApplicable("this model has no weight tensor to prune")
-    magnitudes = [_magnitudes(name, weight) for name, weight in weight_parameters(model.module).items()]
+    magnitudes = [np.abs(finite_values(name, weight)) for name, weight in weights.items()]
     if scope == "global":
-        import numpy as np
-
         removed = _smallest(np.concatenate(magnitudes), sparsity)
         ends = np.cumsum([array.size for array in magnitudes])
         masks = np.split(removed, ends[:-1])
     else:
         masks = list(_smallest_of_each(magnitudes, sparsity))
-    for weight, mask in zip(weights, masks, strict=True):
+    for weight, mask in zip(weights.values(), masks, strict=True):
         _set_to_zero(weight, mask)
     return model.with_module(model.module)
-
-
-def _magnitudes(name: str, weight: nn.Parameter) -> Array:
-    import numpy as np
-
-    values = np.abs(weight.detach().float().cpu().reshape(-1).numpy())
-    if not np.isfinite(values).all():
-        raise PreparationError(f"weights of '{name}' are NaN or infinite", do="Check how the model was trained.")
-    return values
 
 
 def _smallest(magnitudes: Array, share: float) -> Array:
@@ -182,8 +181,12 @@ def channels(
 
     module = model.module.eval()
     for name, weight in weight_parameters(module).items():
-        _magnitudes(name, weight)
-    _refuse_shared(module)
+        finite_values(name, weight)
+    for name, first in shared_parameters(module).items():
+        raise NotApplicable(
+            f"'{first}' and '{name}' are one tensor, and removing channels would part them",
+            do="Use prune.magnitude, which keeps shapes.",
+        )
     examples = ctx.split("validation").head(_EXAMPLES)
     inputs = tuple(torch.from_numpy(array.copy()) for array in examples.inputs.values())
     before, shape = _sizes(module), _answer_shape(module, inputs)
@@ -230,17 +233,6 @@ def _reaches_output(graph: Any, group: Any) -> bool:
     return any(
         graph.is_out_channel_pruning_fn(item.dep.handler) and not item.dep.target.outputs for item in group
     )
-
-
-def _refuse_shared(module: nn.Module) -> None:
-    owners: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        first = owners.setdefault(id(parameter), name)
-        if first != name:
-            raise NotApplicable(
-                f"'{first}' and '{name}' are one tensor, and removing channels would part them",
-                do="Use prune.magnitude, which keeps shapes.",
-            )
 
 
 def _sizes(module: nn.Module) -> list[tuple[int, ...]]:
