@@ -15,9 +15,9 @@ PACKAGE = Path(leanmark.__file__).parent
 LAYERS = [
     {"errors"},
     {"results", "stats"},
-    {"codecs", "structure", "channel", "graphs", "counting"},
+    {"codecs", "structure", "channel"},
     {"stages"},
-    {"registry", "processes"},
+    {"graphs", "weights", "counting", "registry", "processes"},
     {"techniques", "workloads", "networks", "runtimes"},
     {"declare", "prepare", "measure", "judge", "publish"},
     {"planned", "assembly"},
@@ -25,10 +25,8 @@ LAYERS = [
     {"cli"},
 ]
 VERBS = LAYERS[6]
-# Look-ups by name at run time, and lazily: what builds a module asks for its builder.
-ALLOWED_UP = {("stages", "registry"), ("counting", "stages"), ("structure", "stages"), ("graphs", "stages")}
-# The listing shows a duel's outcome; it names its type and nothing else.
-ALLOWED_UP |= {("publish", "duel")}
+# What builds a module asks for its builder by name; the listing names the type of a duel.
+ALLOWED_UP = {("stages", "registry"), ("publish", "duel")}
 
 
 def imports() -> list[tuple[str, str, Path]]:

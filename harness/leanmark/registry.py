@@ -6,7 +6,6 @@ validated by pydantic; its docstring is its documentation.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -267,23 +266,25 @@ def import_path(*folders: Path) -> Generator[None]:
             sys.path.remove(folder)
 
 
+_sources: dict[tuple[str, tuple[str, ...]], Path] = {}
+
+
 def find_source(module: str) -> Path | None:
     """The file of a Python module, found without importing anything; None if there is none."""
-    return _find_source(module, tuple(sys.path))
-
-
-@functools.cache
-def _find_source(module: str, path: tuple[str, ...]) -> Path | None:
-    search = list(path)
-    spec = None
-    parts = module.split(".")
-    for index in range(len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[: index + 1]), search)
-        if spec is None:
+    asked = (module, tuple(sys.path))
+    if asked not in _sources:
+        search: list[str] | None = list(sys.path)
+        spec = None
+        parts = module.split(".")
+        for index in range(len(parts)):
+            spec = PathFinder.find_spec(".".join(parts[: index + 1]), search)
+            if spec is None:
+                return None
+            search = list(spec.submodule_search_locations or [])
+        if spec is None or spec.origin is None:
             return None
-        search = list(spec.submodule_search_locations or [])
-    assert spec is not None
-    return Path(spec.origin) if spec.origin else None
+        _sources[asked] = Path(spec.origin)
+    return _sources[asked]
 
 
 def resolve(reference: str) -> Any:

@@ -68,6 +68,8 @@ def weight_tensors(artifact: Artifact) -> dict[str, Array]:
     weights = {name: array for name, array in stored.items() if _is_weight(array)}
     for node in nodes(proto.graph):
         kind = op_name(node).rpartition(".")[2]
+        for position in _BLOCK_INPUTS.get(kind, ()):
+            weights.pop(_input(node, position), None)
         name = _input(node, _WEIGHT_INPUT.get(kind, -1))
         if name not in weights or weights[name].dtype.name not in _INTEGERS:
             continue
@@ -124,6 +126,9 @@ _ZERO_POINT: dict[str, tuple[int, int, int | None]] = {
     "DynamicQuantizeMatMul": (1, 3, -1),
 }
 _WEIGHT_INPUT = {kind: weight for kind, (weight, _, _) in _ZERO_POINT.items()} | {"MatMulNBits": 1}
+
+# Scales and zero points that have one for each block have two axes too.
+_BLOCK_INPUTS = {"DequantizeLinear": (1, 2), "MatMulNBits": (2, 3)}
 
 
 def _input(node: NodeProto, index: int) -> str:

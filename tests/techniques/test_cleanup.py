@@ -94,7 +94,9 @@ def test_a_second_time_finds_nothing() -> None:
 
 def test_packed_delivery_and_few_distinct_weights_survive() -> None:
     clustered = np.sign(WEIGHTS).astype(np.float32)
-    before = program([node("Identity", "rows", "same"), node("MatMul", "same weights", "out")], "out", weights=clustered)
+    before = program(
+        [node("Identity", "rows", "same"), node("MatMul", "same weights", "out")], "out", weights=clustered
+    )
     after = clean(replace(before, delivery=Delivery(packed=True)), CONTEXT)
     assert after.delivery.packed
     (weights,) = after.proto().graph.initializer
@@ -164,9 +166,7 @@ def test_what_only_a_branch_reads_is_in_use() -> None:
         "then_branch": helper.make_graph([node("Neg", "hidden", "chosen")], "then", [], [outside]),
         "else_branch": helper.make_graph([node("Abs", "hidden", "chosen")], "else", [], [outside]),
     }
-    before = program(
-        [node("Relu", "rows", "hidden"), node("If", "yes", "out", **branches)], "out", yes=np.array(True)
-    )
+    before = program([node("Relu", "rows", "hidden"), node("If", "yes", "out", **branches)], "out", yes=np.array(True))
     assert leftovers(before.proto())["unused"] == 0
     assert np.array_equal(run(clean(before, CONTEXT)), run(before))
 

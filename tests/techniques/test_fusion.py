@@ -183,7 +183,9 @@ class Sequence(nn.Module):
         return self.norm(self.layer(image.flatten(2)))
 
 
-@pytest.mark.parametrize("module", [nn.Linear(3, 3), Twice(), Tied(), Sequence()], ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize(
+    "module", [nn.Linear(3, 3), Twice(), Tied(), Sequence()], ids=lambda module: type(module).__name__
+)
 def test_nothing_to_fold_is_not_applicable(module: nn.Module) -> None:
     with pytest.raises(NotApplicable):
         batchnorm(model(settle(module)), context())
@@ -280,7 +282,10 @@ def test_a_program_as_before_is_ineffective(tmp_path: Path) -> None:
 def test_constants_that_become_initializers_are_no_fusion(tmp_path: Path) -> None:
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 10, 10])
     two = numpy_helper.from_array(np.array(2.0, np.float32))
-    nodes = [helper.make_node("Constant", [], ["two"], value=two), helper.make_node("Mul", ["image", "two"], ["output"])]
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value=two),
+        helper.make_node("Mul", ["image", "two"], ["output"]),
+    ]
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3, 10, 10])
     made = helper.make_model(
         helper.make_graph(nodes, "test", [image], [output]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10

@@ -19,6 +19,8 @@ from leanmark.stages import Stage, TorchModel
 _START_SECONDS = {"torch": 3.0, "onnxruntime": 0.6}
 _TRAIN_SECONDS = 30.0
 _STEP_SECONDS = 3.0
+# Families whose steps serve others; they say little about a recipe.
+_AUXILIARY = frozenset({"export", "training"})
 
 Availability = Callable[[str, str], str | None]  # runtime, device -> why it cannot run here
 
@@ -82,8 +84,7 @@ def _block(suite: Suite, workload: Workload, target: Target, available: Availabi
         cell = _cell(workload, replace(empty, name=EAGER), eager, block, Role.EAGER, available)
         yield replace(cell, id=f"{workload.name}/{EAGER}/{target.id}")
     for recipe in suite.recipes:
-        families = {registry.get_step(step.name).family for step in recipe.steps}
-        role = Role.CONTROL if families == {"controls"} else Role.VARIANT
+        role = Role.CONTROL if _families(recipe) == ("control",) else Role.VARIANT
         yield _cell(workload, recipe, target, block, role, available)
 
 
@@ -106,7 +107,6 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
     reason = available(target.runtime, target.device)
     if skip is None and reason is not None:
         skip = (Status.SKIPPED, reason)
-    families = tuple(dict.fromkeys(registry.get_step(step.name).family for step in recipe.steps))
     return Cell(
         id=f"{workload.name}/{recipe.name}/{target.id}",
         workload=workload.name,
@@ -115,10 +115,16 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
         target=target,
         block=block,
         role=role,
-        families=families,
+        families=_families(recipe),
         lowering=lowering,
         skip=skip,
     )
+
+
+def _families(recipe: Recipe) -> tuple[str, ...]:
+    """The families of a recipe's techniques; training and export only where there is no other."""
+    found = dict.fromkeys(registry.get_step(step.name).family for step in recipe.steps)
+    return tuple(family for family in found if family not in _AUXILIARY) or tuple(found)
 
 
 def _lowering(stage: type[Stage], target: Target) -> tuple[registry.StepSpec, ...] | None:

@@ -158,7 +158,9 @@ def explain(
     error: ValidationError, document: Document, base: Location, model: type[BaseModel], what: str = ""
 ) -> InvalidInput:
     """The first of pydantic's findings as one sentence with its position."""
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key is unknown and missing at once; the first says more.
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     location: Location = (*base, *first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])

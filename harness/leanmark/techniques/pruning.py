@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Gt, Lt
 
 from leanmark.errors import NotApplicable, PreparationError
@@ -71,16 +72,12 @@ def magnitude(
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural
     Networks.
     """
-    import numpy as np
-
     weights = weight_parameters(model.module)
     if not weights:
         raise NotApplicable("this model has no weight tensor to prune")
     magnitudes = [np.abs(finite_values(name, weight)) for name, weight in weights.items()]
     if scope == "global":
-        removed = _smallest(np.concatenate(magnitudes), sparsity)
-        ends = np.cumsum([array.size for array in magnitudes])
-        masks = np.split(removed, ends[:-1])
+        masks = _smallest_of_all(magnitudes, sparsity)
     else:
         masks = list(_smallest_of_each(magnitudes, sparsity))
     for weight, mask in zip(weights.values(), masks, strict=True):
@@ -91,6 +88,12 @@ def magnitude(
 def _smallest(magnitudes: Array, share: float) -> Array:
     """A mask of the round(share * n) smallest; among equals, the first."""
     return _smallest_count(magnitudes, round(share * magnitudes.size))
+
+
+def _smallest_of_all(magnitudes: list[Array], share: float) -> list[Array]:
+    """Masks of the smallest of all arrays together."""
+    ends = np.cumsum([array.size for array in magnitudes])
+    return np.split(_smallest(np.concatenate(magnitudes), share), ends[:-1])
 
 
 def _smallest_of_each(magnitudes: list[Array], share: float) -> Iterator[Array]:
@@ -104,8 +107,6 @@ def _smallest_of_each(magnitudes: list[Array], share: float) -> Iterator[Array]:
 
 
 def _smallest_count(magnitudes: Array, count: int) -> Array:
-    import numpy as np
-
     if count == 0:
         return np.zeros(magnitudes.size, dtype=bool)
     threshold = np.partition(magnitudes, count - 1)[count - 1]
@@ -161,7 +162,7 @@ def channels(
 ) -> TorchModel:
     """Remove whole channels of convolutions and neurons of linear layers.
 
-    ratio: share of the channels removed, 0 < ratio < 1. What the next layers did with
+    ratio: share of the channels removed, 0 < ratio < 1; every layer keeps one. What the next layers did with
     them goes too, so tensors get smaller and no zeros are left behind. The model's
     outputs stay as many as they are.
     norm: what a channel is worth: the sum of the magnitudes, or of the squares, of all
@@ -204,28 +205,41 @@ def _remove(module: nn.Module, inputs: tuple[Tensor, ...], ratio: float, norm: s
 
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
-        groups = list(graph.get_all_groups())
+        groups = [group for group in graph.get_all_groups() if not _reaches_output(graph, group)]
     except Exception as error:
         raise PreparationError(
             f"torch-pruning cannot follow this model: {type(error).__name__}: {error}",
             do="Write attention and custom operations with plain layers and torch functions.",
         ) from error
-    fixed = [group[0].dep.target.module for group in groups if _reaches_output(graph, group)]
-    if len(fixed) == len(groups):
+    if not groups:
         raise NotApplicable("this model has no convolution or linear layer but those that give its answers")
     worth = torch_pruning.importance.MagnitudeImportance(p={"l1": 1, "l2": 2}[norm])
-    pruner = torch_pruning.pruner.MagnitudePruner(
-        module,
-        inputs,
-        importance=worth,
-        pruning_ratio=ratio,
-        global_pruning=scope == "global",
-        ignored_layers=fixed,
-        # Its defaults are dictionaries that all calls would share.
-        in_channel_groups={},
-        out_channel_groups={},
-    )
-    pruner.step()
+    # Channels at one place of the blocks of a grouped convolution go together.
+    blocks = [_blocks(group) for group in groups]
+    scores = [worth(group).view(count, -1).mean(0).numpy() for group, count in zip(groups, blocks, strict=True)]
+    chosen = [_smallest(score, ratio) for score in scores] if scope == "layer" else _smallest_of_all(scores, ratio)
+    for group, count, score, gone in zip(groups, blocks, scores, chosen, strict=True):
+        places = np.flatnonzero(_but_the_best(score, gone))
+        indices = (np.arange(count)[:, None] * score.size + places).ravel().tolist()
+        if indices:
+            root = group[0].dep
+            graph.get_pruning_group(root.target.module, root.handler, indices).prune()
+
+
+def _but_the_best(score: Array, gone: Array) -> Array:
+    """A layer without channels would cut the model in two: one stays."""
+    kept = gone.copy()
+    if gone.all():
+        kept[np.argmax(score)] = False
+    return kept
+
+
+def _blocks(group: Any) -> int:
+    from torch import nn
+
+    layers = [item.dep.target.module for item in group]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    return max((layer.groups for layer in convolutions if layer.groups != layer.out_channels), default=1)
 
 
 def _reaches_output(graph: Any, group: Any) -> bool:

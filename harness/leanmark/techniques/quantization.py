@@ -56,7 +56,7 @@ def _integers_reached(name: str, artifact: Artifact) -> Evidence:
     }
     if not integers:
         return Evidence(name, False, facts, "no weight is stored as an 8-bit integer")
-    if share < 0.1:
+    if share < 0.5:
         return Evidence(name, False, facts, f"only {share:.0%} of the weights are 8-bit integers")
     if not on_integers:
         return Evidence(name, False, facts, "no operator computes with the integers")
