@@ -120,7 +120,8 @@ class _TorchSession:
         self._cuda = device != "cpu"
 
     def bind(self, inputs: Mapping[str, Array]) -> list[Tensor]:
-        return [self._torch.from_numpy(np.array(array)).to(self._device) for array in inputs.values()]
+        with self._torch.inference_mode():
+            return [self._torch.from_numpy(np.array(array)).to(self._device) for array in inputs.values()]
 
     def call(self, bound: list[Tensor]) -> Any:
         # Entered anew each time, as a deployment does: kept open, it would hold for
@@ -164,10 +165,14 @@ def load_torch(artifact: Artifact, threads: int, device: str) -> Session:
             raise PreparationError("torch finds no CUDA device", do="Use device cpu, or a build of torch with CUDA.")
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-    stage = artifact.load()
-    if not isinstance(stage, TorchModel):
-        raise PreparationError(f"torch eager runs torch models, and this artifact is a {stage.stage_name}")
-    return _TorchSession(stage.module, device)
+    if artifact.stage is not TorchModel:
+        raise PreparationError(f"torch eager runs torch models, and this artifact is a {artifact.stage.stage_name}")
+    # Weights and inputs that were made in inference mode cost less to use in it: a small
+    # MLP's call takes 10 % longer without.
+    with torch.inference_mode():
+        stage = artifact.load()
+        assert isinstance(stage, TorchModel)
+        return _TorchSession(stage.module, device)
 
 
 # --- onnxruntime ----------------------------------------------------------------------

@@ -21,7 +21,7 @@ from leanmark.stages import Array, Artifact, Program
 
 if TYPE_CHECKING:
     from onnx import NodeProto
-    from torch import nn
+    from torch import Tensor, nn
 
 MINIMUM_ELEMENTS = 64
 
@@ -38,7 +38,7 @@ def weight_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def finite_values(name: str, weight: nn.Parameter) -> Array:
+def finite_values(name: str, weight: Tensor) -> Array:
     """A flat float32 copy of a weight tensor. Raises PreparationError where one is NaN or infinite."""
     values = weight.detach().float().cpu().reshape(-1).numpy().copy()
     if not np.isfinite(values).all():

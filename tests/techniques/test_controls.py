@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from leanmark import registry
 from leanmark.networks.lenet import build_lenet_300_100
 from leanmark.results import Evidence

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_300_100
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
-from torch import nn
 
 IMAGES = np.random.default_rng(0).normal(size=(32, 1, 28, 28)).astype(np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(32) % 10), 0)
@@ -45,8 +46,8 @@ def evidence(stage: TorchModel | Program, before: TorchModel | Program, folder: 
 def on_one_layer(rows: int, columns: int, seed: int = 0, *, bias: bool = True, **params) -> tuple[nn.Linear, nn.Module]:
     torch.manual_seed(seed)
     layer = nn.Linear(columns, rows, bias=bias)
-    inputs = {"x": np.zeros((2, columns), dtype=np.float32)}
-    stage = apply("lowrank.svd", TorchModel(layer, "none:none"), Context(lambda name: Split(inputs), 0), min_size=1, **params)
+    ctx = Context(lambda name: Split({"x": np.zeros((2, columns), dtype=np.float32)}), 0)
+    stage = apply("lowrank.svd", TorchModel(layer, "none:none"), ctx, min_size=1, **params)
     return layer, stage.module
 
 
@@ -218,7 +219,9 @@ def test_contradictions_are_refused_with_their_reason():
         apply("lowrank.svd", TorchModel(Reaches(), "none:none"), ratio=0.1)
 
 
-@pytest.mark.parametrize("params", [{"ratio": 0}, {"ratio": 1.1}, {"energy": -1}, {"ratio": 0.5, "min_size": 0}, {"rank": 3}])
+@pytest.mark.parametrize(
+    "params", [{"ratio": 0}, {"ratio": 1.1}, {"energy": -1}, {"ratio": 0.5, "min_size": 0}, {"rank": 3}]
+)
 def test_parameters_out_of_range_are_refused(params):
     from pydantic import ValidationError
 

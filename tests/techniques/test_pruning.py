@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5, build_lenet_300_100
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
 from leanmark.weights import MINIMUM_ELEMENTS, weight_tensors
-from torch import nn
 
 IMAGES = np.random.default_rng(0).normal(size=(32, 1, 28, 28)).astype(np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(32) % 10), 0)
@@ -171,8 +172,9 @@ def test_evidence_refuses_too_few_and_too_many_zeros(tmp_path):
 def quantized(kind: str) -> tuple[bytes, np.ndarray]:
     """A program with one 64 x 48 matrix of which half the weights are zero, quantized as `kind` says."""
     import onnx
-    from leanmark.graphs import import_onnxruntime, quiet
     from onnx import TensorProto, helper, numpy_helper
+
+    from leanmark.graphs import import_onnxruntime, quiet
 
     import_onnxruntime()
     random = np.random.default_rng(0)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5, build_lenet_300_100
 from leanmark.stages import Artifact, Context, Split, TorchModel, save
 from leanmark.techniques.training import fit
-from torch import nn
 
 MLP = "leanmark.networks.lenet:build_lenet_300_100"
 

@@ -93,7 +93,7 @@ def kmeans(
     if not weights:
         raise NotApplicable("this model has no weight tensor to cluster")
     if init == "kmeans++" and clusters > MAX_PLUS_PLUS:
-        raise PreparationError(f"init kmeans++ is for up to {MAX_PLUS_PLUS} clusters, not {clusters}", do="Use density.")
+        raise PreparationError(f"kmeans++ is for up to {MAX_PLUS_PLUS} clusters, not {clusters}", do="Use density.")
     random = np.random.default_rng(int(ctx.generator("cluster.kmeans").initial_seed()))
     most = 0
     for number, (name, weight) in enumerate(weights.items()):

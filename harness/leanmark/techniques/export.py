@@ -59,7 +59,7 @@ def to_onnx(stage: TorchModel, ctx: Context, *, opset: Annotated[int, Ge(18), Le
     splits. Inputs keep the split's names; outputs are called `output`, or `output_0`,
     `output_1`, … where there are several. The program is a plain one: nothing is
     fused, and batch norms stay. Only shapes that depend on the batch size alone become
-    constants, since computing them anew at every call costs time (8 % of a small MLP's)
+    constants, since computing them anew at every call costs time (6 % of LeNet-300-100's)
     that a program of fixed batch size does not pay.
     Evidence: the final artifact is a program that ONNX's checker accepts.
     """

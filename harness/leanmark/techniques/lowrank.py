@@ -16,7 +16,7 @@ from leanmark.stages import Array, Artifact, Context, TorchModel
 from leanmark.weights import count_elements, finite_values, shared_parameters, weight_tensors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Share = Annotated[float, Gt(0), Le(1)]
 
@@ -28,16 +28,17 @@ def thin_factors(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
         return Evidence(name, False, {}, "there is no unmodified model to compare with")
     weights, before = weight_tensors(artifact), weight_tensors(artifact.reference)
     pairs = _pairs(weights, before)
+    total, total_before = count_elements(weights), count_elements(before)
     facts: dict[str, Any] = {
         "ranks": {layer: _rank(one, other) for layer, (one, other) in pairs.items()},
-        "weights": count_elements(weights),
-        "weights_before": count_elements(before),
+        "weights": total,
+        "weights_before": total_before,
         "reconstruction_error": _errors(pairs, before),
     }
     if not pairs:
         return Evidence(name, False, facts, "no matrix of the unmodified model has become two thinner ones")
-    if facts["weights"] >= facts["weights_before"]:
-        return Evidence(name, False, facts, f"{facts['weights']:,} weights are not fewer than {facts['weights_before']:,}")
+    if total >= total_before:
+        return Evidence(name, False, facts, f"{total:,} weights are no fewer than the {total_before:,} before")
     if params.get("ratio") is not None:
         for layer, (one, other) in pairs.items():
             rank = _rank(one, other)
@@ -131,14 +132,15 @@ def svd(
     *,
     ratio: Share | None = None,
     energy: Share | None = None,
-    min_size: Annotated[int, Ge(1)] = 4096,
+    min_size: Annotated[int, Ge(1)] = 10_000,
 ) -> TorchModel:
     """Replace each linear layer by two thinner ones, of the best approximation of that rank.
 
     ratio: rank as a share of the smaller side of the matrix, rounded down, at least 1.
     energy: share of the squared singular values kept; each layer gets the smallest rank
     that keeps it. Give one of the two.
-    min_size: layers with fewer weights stay as they are.
+    min_size: layers with fewer weights stay as they are; a last layer of ten classes, of
+    which a tenth is rank 1, is usually below it.
 
     A layer (out, in) of rank r takes r * (in + out) weights and multiplications instead
     of in * out. It stays as it is where that is no gain, and where its weights are shared
@@ -192,6 +194,7 @@ def _factorized(path: str, layer: nn.Linear, ratio: float | None, energy: float 
     from torch import nn
 
     finite_values(_layer(path), layer.weight)
+    bias: Tensor | None = dict(layer.named_parameters()).get("bias")
     rows, columns = layer.weight.shape
     kind = layer.weight.dtype
     with torch.no_grad():
@@ -204,14 +207,14 @@ def _factorized(path: str, layer: nn.Linear, ratio: float | None, energy: float 
         if rank * (rows + columns) >= rows * columns:
             return None
         first = nn.Linear(columns, rank, bias=False, dtype=kind)
-        second = nn.Linear(rank, rows, bias=layer.bias is not None, dtype=kind)
+        second = nn.Linear(rank, rows, bias=bias is not None, dtype=kind)
         # Each factor takes the root of the singular values, so that both have weights of
         # one size, which quantization and further training need.
         root = values[:rank].sqrt()
         first.weight.copy_(root[:, None] * right[:rank])
         second.weight.copy_(left[:, :rank] * root)
-        if layer.bias is not None:
-            second.bias.copy_(layer.bias)
+        if bias is not None:
+            second.bias.copy_(bias)
     return nn.Sequential(first, second)
 
 

@@ -45,7 +45,7 @@ def sparsity_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     # Of a few hundred weights no whole number may lie within the tolerance.
     tolerance = max(SPARSITY_TOLERANCE * total, 0.5)
     if zeros < asked * total - tolerance:
-        reason = f"{found:.2%} of the weights are zero, not {asked:.2%}; a later step filled them in, or never kept them"
+        reason = f"{found:.2%} of the weights are zero, not {asked:.2%}: a later step did not keep them at zero"
         return Evidence("prune.magnitude", False, facts, reason)
     # Rounding to integers makes more zeros, which takes nothing from what pruning did.
     if zeros > asked * total + tolerance and not is_quantized(weights):
@@ -216,7 +216,7 @@ def _remove(module: nn.Module, inputs: tuple[Tensor, ...], ratio: float, norm: s
     worth = torch_pruning.importance.MagnitudeImportance(p={"l1": 1, "l2": 2}[norm])
     # Channels at one place of the blocks of a grouped convolution go together.
     blocks = [_blocks(group) for group in groups]
-    scores = [worth(group).view(count, -1).mean(0).numpy() for group, count in zip(groups, blocks, strict=True)]
+    scores = [_scores(worth(group), count) for group, count in zip(groups, blocks, strict=True)]
     chosen = [_smallest(score, ratio) for score in scores] if scope == "layer" else _smallest_of_all(scores, ratio)
     for group, count, score, gone in zip(groups, blocks, scores, chosen, strict=True):
         places = np.flatnonzero(_but_the_best(score, gone))
@@ -224,6 +224,11 @@ def _remove(module: nn.Module, inputs: tuple[Tensor, ...], ratio: float, norm: s
         if indices:
             root = group[0].dep
             graph.get_pruning_group(root.target.module, root.handler, indices).prune()
+
+
+def _scores(worth: Tensor | None, blocks: int) -> Array:
+    assert worth is not None  # it is for a group without layers, and each has its root
+    return worth.view(blocks, -1).mean(0).numpy()
 
 
 def _but_the_best(score: Array, gone: Array) -> Array:
@@ -244,9 +249,7 @@ def _blocks(group: Any) -> int:
 
 def _reaches_output(graph: Any, group: Any) -> bool:
     """Whether the channels of a group are channels of the model's answers: no node reads them."""
-    return any(
-        graph.is_out_channel_pruning_fn(item.dep.handler) and not item.dep.target.outputs for item in group
-    )
+    return any(graph.is_out_channel_pruning_fn(item.dep.handler) and not item.dep.target.outputs for item in group)
 
 
 def _sizes(module: nn.Module) -> list[tuple[int, ...]]:

@@ -103,12 +103,12 @@ def dynamic(
     """Store weights as 8-bit integers and quantize activations at every call.
 
     per_channel: a scale for each output channel instead of one for each tensor.
-    weight_type: type of the stored weights; uint8 is slower where int8 is not lossy.
+    weight_type: type of the stored weights. uint8 needs no reduced range and is slower.
     reduce_range: use 7 of int8's 8 bits. x86 processors without VNNI add pairs of
-    products in 16 bits, which overflow with 8: on such a one, LeNet-5's answers moved by
-    7 % of the largest with 8 bits, by 1 % with 7.
-    convolutions: quantize these too. onnxruntime runs them slower than in fp32 (LeNet-5:
-    2.8 times as long in all with int8).
+    products in 16 bits, which overflow with 8: on such a one, the answers of a LeNet-5
+    with random weights moved by 7 % of the largest with 8 bits, by 1 % with 7.
+    convolutions: quantize these too. onnxruntime runs them no faster than in fp32, and
+    with int8 much slower (LeNet-5: 2.8 times as long in all).
     Batch norms are folded into the convolutions before. No data is needed.
     Evidence: at least half of the program's weights are 8-bit integers, and there are
     operators that compute with integers.
@@ -167,7 +167,8 @@ def static(
     samples: examples of the calibration split to look at, taken from its beginning.
     reduce_range: use 7 of the weights' 8 bits where activations have 8. x86 processors
     without VNNI add pairs of products in 16 bits, which overflow with 8: on such a one,
-    LeNet-5's answers moved by 11 % of the largest with 8 bits, by 2 % with 7.
+    the answers of a LeNet-5 with random weights moved by 11 % of the largest with 8 bits,
+    by 2 % with 7.
     The program holds QuantizeLinear and DequantizeLinear pairs, which onnxruntime joins
     with the operators between them. Batch norms are folded into the convolutions before.
     Evidence: at least half of the program's weights are 8-bit integers, and there are
