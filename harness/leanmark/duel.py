@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from leanmark.errors import InvalidInput, LeanmarkError
 from leanmark.measure import paired
 from leanmark.measure.paired import Launch, Side, available_cpus, run_launch
 from leanmark.processes import kill_all
+from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Timing
 from leanmark.stages import Program, Split, save
 from leanmark.workloads import splits
@@ -47,7 +47,7 @@ def fight(
     launches: int,
     threads: int,
     batch: int,
-    advance: Callable[[float, str], None],
+    advance: Advance,
 ) -> Duel:
     """Measure two ONNX models as a duel. Raises LeanmarkError."""
     with tempfile.TemporaryDirectory(prefix="leanmark-duel-") as scratch:

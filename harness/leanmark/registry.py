@@ -98,7 +98,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Something that executes an artifact. `loader` is "module:function"."""
+    """Something that executes an artifact.
+
+    `loader` is "module:function"; the first of `libraries` is the module that it
+    imports, so that a worker can tell the import's cost from the artifact's.
+    """
 
     name: str
     title: str

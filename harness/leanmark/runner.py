@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,13 +30,12 @@ from leanmark.measure.paired import Launch, LaunchFacts, Side, SideError, availa
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, kill_all, run_jobs
-from leanmark.results import Cell, Role, Run, Status, from_json, to_json
+from leanmark.progress import Advance, Meter
+from leanmark.results import Cell, Footprint, Role, Run, Status, from_json, to_json
 
 # A launch with more disturbed turns than this is measured once more.
 _REPEAT_SHARE = 0.3
 _INSPECT_SECONDS = 1.5
-
-Advance = Callable[[float, str], None]  # share of the whole run, what is going on
 
 
 class RunStopped(Exception):
@@ -73,7 +73,7 @@ class _Execution:
         self.begun = time.monotonic()
         expected = planned.estimate()
         active = sum(cell.skip is None for cell in self.plan.cells)
-        self.meter = _Meter(
+        self.meter = Meter(
             advance,
             {"prepare": expected.prepare_seconds, "inspect": active * _INSPECT_SECONDS / planned.jobs,
              "measure": expected.measure_seconds},
@@ -225,53 +225,60 @@ class _Execution:
         self, cells: Sequence[Cell], reference: Cell | None, findings: Findings
     ) -> Iterator[tuple[Cell, Inspected]]:
         seeds = range(len(self.suite.seeds))
+        share = 1 / sum(cell.skip is None for cell in self.plan.cells) / len(seeds)
+        gathered: dict[str, dict[int, quality.Inspection | SideError]] = {cell.id: {} for cell in cells}
         with _threads(self.planned.jobs) as pool:
+            weights = {cell.id: pool.submit(self._weigh, cell, findings) for cell in cells}
             futures = {
                 pool.submit(quality.inspect, self._side(cell, findings, seed)): (cell, seed)
                 for cell in cells
                 for seed in seeds
             }
-            gathered: dict[str, dict[int, quality.Inspection | SideError]] = {cell.id: {} for cell in cells}
             for future in as_completed(futures):
                 cell, seed = futures[future]
                 try:
                     gathered[cell.id][seed] = future.result()
                 except SideError as error:
                     gathered[cell.id][seed] = error
-                total = sum(item.skip is None for item in self.plan.cells)
-                self.meter.add("inspect", 1 / total / len(seeds), f"{_short(cell.id)}: answers")
+                self.meter.add("inspect", share, f"{_short(cell.id)}: answers")
         anchor = None if reference is None else _answers(gathered[reference.id])
         for cell in cells:
-            yield cell, self._inspected(cell, gathered[cell.id], anchor if cell is not reference else None, findings)
+            found = self._assess(cell, gathered[cell.id], None if cell is reference else anchor)
+            yield cell, replace(found, footprint=weights[cell.id].result())
 
-    def _inspected(
-        self,
-        cell: Cell,
-        gathered: dict[int, quality.Inspection | SideError],
-        anchor: list[quality.Answers] | None,
-        findings: Findings,
-    ) -> Inspected:
+    def _weigh(self, cell: Cell, findings: Findings) -> Footprint:
         first = findings.prepared[cell.id][0]
         assert first.content is not None
-        weights = footprint.weigh(self.store.open(first.content), first.counts or {})
-        for seed in sorted(gathered):
-            item = gathered[seed]
+        return footprint.weigh(self.store.open(first.content), first.counts or {})
+
+    def _assess(
+        self, cell: Cell, gathered: Mapping[int, quality.Inspection | SideError], anchor: list[quality.Answers] | None
+    ) -> Inspected:
+        """Score the answers; `anchor` is None for the reference, and where it has none itself."""
+        for item in gathered.values():
             if isinstance(item, SideError):
-                return Inspected(footprint=weights, death=(item.death.status, item.death.reason))
-        answers = _answers(gathered)
-        start = gathered[0]
+                return Inspected(death=(item.death.status, item.death.reason))
+        answers, start = _answers(gathered), gathered[0]
         assert answers is not None
         assert isinstance(start, quality.Inspection)
         metric = self.plan.workload(cell.workload).metric
+        if metric == "agreement" and anchor is None and cell.role is not Role.REFERENCE:
+            return Inspected(
+                cold_start=start.cold_start, death=(Status.FAILED, "its reference gave no answers to agree with")
+            )
         try:
             score = quality.assess(metric, answers, anchor)
         except (ValueError, KeyError) as error:
-            return Inspected(None, start.cold_start, weights, death=(Status.FAILED, f"metric {metric}: {error}"))
+            return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
+        if not math.isfinite(score.score.value):
+            return Inspected(
+                cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric} is {score.score.value}")
+            )
         moved = None
         if anchor is not None:
             moved = max(quality.largest_difference(a, b) for a, b in zip(answers, anchor, strict=True))
             moved = min(moved, sys.float_info.max)  # JSON has no infinity
-        return Inspected(score, start.cold_start, weights, moved)
+        return Inspected(score, start.cold_start, difference=moved)
 
     def _side(self, cell: Cell, findings: Findings, seed: int = 0) -> Side:
         prepared = findings.prepared[cell.id][seed]
@@ -285,7 +292,6 @@ class _Execution:
             splits=self.store.splits(prepared.splits),
             metric=self.plan.workload(cell.workload).metric,
             paths=self.planned.paths,
-            plugins=self.suite.plugins,
             extra_call_every=artifact.delivery.extra_call_every,
         )
 
@@ -413,26 +419,3 @@ def _threads(count: int) -> Generator[ThreadPoolExecutor]:
         kill_all()
         raise
     pool.shutdown()
-
-
-class _Meter:
-    """Progress over the phases of a run, weighted by the seconds that each should take."""
-
-    def __init__(self, advance: Advance, weights: Mapping[str, float]) -> None:
-        self.advance = advance
-        self.weights = weights
-        self.shares = dict.fromkeys(weights, 0.0)
-
-    def reach(self, phase: str, share: float, text: str) -> None:
-        """A phase is done to this share."""
-        self.shares[phase] = min(1.0, share)
-        self.tell(phase, text)
-
-    def add(self, phase: str, share: float, text: str) -> None:
-        """A phase is further by this share."""
-        self.reach(phase, self.shares[phase] + share, text)
-
-    def tell(self, phase: str, text: str) -> None:
-        """Say what is going on."""
-        total = sum(self.weights.values()) or 1.0
-        self.advance(sum(self.weights[name] * self.shares[name] for name in self.weights) / total, f"{phase}: {text}")

@@ -1,8 +1,5 @@
 """Pruning removes exactly what was asked for, and evidence sees it on whatever was made of it."""
 
-import io
-import os
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5, build_lenet_300_100
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
-from leanmark.weights import MINIMUM_ELEMENTS, weight_tensors
+from leanmark.weights import MINIMUM_ELEMENTS
 
 IMAGES = np.random.default_rng(0).normal(size=(32, 1, 28, 28)).astype(np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(32) % 10), 0)
@@ -167,66 +164,6 @@ def test_evidence_refuses_too_few_and_too_many_zeros(tmp_path):
     many = evidence("prune.magnitude", stage, tmp_path / "many", sparsity=0.4)
     assert not many.effective
     assert "more than 40.00%" in many.reason
-
-
-def quantized(kind: str) -> tuple[bytes, np.ndarray]:
-    """A program with one 64 x 48 matrix of which half the weights are zero, quantized as `kind` says."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    from leanmark.graphs import import_onnxruntime, quiet
-
-    import_onnxruntime()
-    random = np.random.default_rng(0)
-    # Shifted, so that zero lies at no round integer by chance.
-    matrix = random.uniform(0.2, 1.0, (64, 48)).astype(np.float32)
-    matrix[random.random(matrix.shape) < 0.5] = 0
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 48])],
-        [numpy_helper.from_array(matrix, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    with quiet(), redirect_stdout(io.StringIO()):
-        if kind.startswith("bits"):
-            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-            bits = int(kind[4])
-            tool = MatMulNBitsQuantizer(model, bits=bits, block_size=32, is_symmetric=kind.endswith("symmetric"))
-            tool.process()
-            return tool.model.model.SerializeToString(), matrix
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        path = f"{os.environ['LEANMARK_CACHE']}/{kind}.onnx"
-        onnx.save(model, path)
-        unsigned, per_channel = "unsigned" in kind, "channel" in kind
-        weight_type = QuantType.QUInt8 if unsigned else QuantType.QInt8
-        options = {"WeightSymmetric": "symmetric" in kind}
-        quantize_dynamic(path, path, weight_type=weight_type, per_channel=per_channel, extra_options=options)
-        return Path(path).read_bytes(), matrix
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "signed symmetric",
-        "signed",
-        "unsigned",
-        "unsigned channel",
-        "signed channel symmetric",
-        "bits4",
-        "bits4 symmetric",
-        "bits8",
-    ],
-)
-def test_zero_points_are_subtracted_before_zeros_are_counted(tmp_path, kind):
-    serialized, matrix = quantized(kind)
-    artifact = stored(Program(serialized), tmp_path / "a")
-    (integers,) = [array for array in weight_tensors(artifact).values() if array.dtype.kind == "i"]
-    counted = (integers if integers.shape == matrix.shape else integers.T) == 0
-    assert np.array_equal(counted, matrix == 0)
 
 
 # --- channels ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanmark import stats
+from leanmark import registry, stats
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
 from leanmark.processes import Child, Death
 from leanmark.results import ColdStart, Status, Target, Timing, from_json
@@ -46,21 +46,21 @@ class Side:
     splits: Path
     metric: str = "accuracy"
     paths: tuple[Path, ...] = ()
-    plugins: tuple[str, ...] = ()
     extra_call_every: int | None = None
 
     def opening(self) -> dict[str, Any]:
         """The message that opens a worker."""
+        runtime = registry.get_runtime(self.target.runtime)
         return {
             "op": "open",
             "artifact": str(self.artifact),
-            "runtime": self.target.runtime,
+            "loader": runtime.loader,
+            "library": runtime.libraries[0],
             "device": self.target.device,
             "threads": self.target.threads,
             "batch": self.target.batch,
             "splits": str(self.splits),
             "metric": self.metric,
-            "plugins": list(self.plugins),
         }
 
 

@@ -42,9 +42,8 @@ class Side:
         artifact = Artifact.open(Path(message["artifact"]))
         self.extra_call_every = artifact.delivery.extra_call_every
         self.split = open_split(Path(message["splits"]), "test")
-        registry.load_plugins(message["plugins"])
-        runtime = registry.get_runtime(message["runtime"])
-        loader = registry.resolve(runtime.loader)
+        # By name, not from the registry: knowing every technique is not part of a deployment.
+        loader = registry.resolve(message["loader"])
         wanted = max(_EXAMPLES, self.batch)
         examples = {name: np.array(array[:wanted]) for name, array in self.split.inputs.items()}
         memory = [_memory()]
@@ -54,7 +53,7 @@ class Side:
             clock.append(time.perf_counter())
             memory.append(_memory())
 
-        importlib.import_module(runtime.libraries[0])
+        importlib.import_module(message["library"])
         lap()
         self.session = loader(artifact, message["threads"], message["device"])
         lap()

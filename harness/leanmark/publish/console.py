@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from leanmark.progress import Advance
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-Advance = Callable[[float, str], None]  # share done, what is going on
 
 # Where there is no terminal, one line of progress is printed this often.
 _PLAIN_SECONDS = 10.0

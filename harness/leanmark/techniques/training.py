@@ -23,8 +23,8 @@ Loss = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 Preserve = Literal["sparsity", "clusters"]
 Hook = Callable[["nn.Module"], None]
 
-# The learning rate climbs over this share of the steps, then falls to zero; with it, a
-# tenth as many epochs reach what a constant rate does (Smith, Topin 2018, Super-Convergence).
+# The learning rate climbs over this share of the steps, then falls to zero: few epochs
+# bear a high rate that way (Smith, Topin 2018, Super-Convergence).
 WARM_UP = 0.2
 _REPORTS = 50
 
@@ -122,8 +122,8 @@ def _check_targets(answer: Tensor, targets: Tensor, loss: Loss) -> None:
 def _training(module: nn.Module, generator: torch.Generator) -> Generator[bool]:
     """Train mode, gradients on, a seeded global generator; gives whether to use channels last.
 
-    On one core of a Zen 4 an epoch of LeNet-5 takes 2.6 s with the channels last, 4.3 s
-    with them first.
+    On one core of a Zen 4 an epoch of LeNet-5 on 8,000 images takes 2.6 s with the channels
+    last, 4.2 s with them first.
     """
     import torch
     from torch import nn
@@ -267,7 +267,7 @@ def finetune(
     ctx: Context,
     *,
     epochs: Annotated[float, Gt(0), Le(10_000)] = 1.0,
-    learning_rate: Annotated[float, Gt(0), Le(10)] = 1e-3,
+    learning_rate: Annotated[float, Gt(0), Le(10)] = 2e-3,
     batch_size: Annotated[int, Ge(1)] = 64,
     preserve: tuple[Preserve, ...] = (),
     loss: Loss = "cross_entropy",
