@@ -10,7 +10,7 @@ from leanmark.declare.plan import Plan
 from leanmark.measure import paired
 from leanmark.measure.paired import Launch
 from leanmark.prepare.recipe import Prepared
-from leanmark.results import Cell, ColdStart, Footprint, Interval, Quality, Result, Role, Status
+from leanmark.results import Cell, ColdStart, Interval, Quality, Result, Role, Status
 
 # A cell is noisy when more than this share of its turns was disturbed.
 NOISY_SHARE = 0.3
@@ -24,7 +24,6 @@ class Inspected:
 
     quality: Quality | None = None
     cold_start: ColdStart | None = None
-    footprint: Footprint | None = None
     difference: float | None = None  # largest, relative, from the reference's answers
     death: tuple[Status, str] | None = None
 
@@ -63,10 +62,10 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         Status.OK,
         artifact=first.content,
         quality=inspected.quality,
-        footprint=inspected.footprint,
+        footprint=first.final.footprint,
         cold_start=inspected.cold_start,
         cost=first.cost,
-        evidence=first.evidence,
+        evidence=first.final.evidence,
         timing=paired.timing(launches, cell.id),
     )
     result = _with_ratios(result, block, launches)

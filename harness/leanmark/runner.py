@@ -25,13 +25,13 @@ from leanmark import assembly, registry
 from leanmark.assembly import Findings, Inspected
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.judge import store as runs
-from leanmark.measure import environment, footprint, quality
+from leanmark.measure import environment, quality
 from leanmark.measure.paired import Launch, LaunchFacts, Side, SideError, available_cpus, run_launch
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, kill_all, run_jobs
 from leanmark.progress import Advance, Meter
-from leanmark.results import Cell, Footprint, Role, Run, Status, from_json, to_json
+from leanmark.results import Cell, Role, Run, Status, from_json, to_json
 
 # A launch with more disturbed turns than this is measured once more.
 _REPEAT_SHARE = 0.3
@@ -228,7 +228,6 @@ class _Execution:
         share = 1 / sum(cell.skip is None for cell in self.plan.cells) / len(seeds)
         gathered: dict[str, dict[int, quality.Inspection | SideError]] = {cell.id: {} for cell in cells}
         with _threads(self.planned.jobs) as pool:
-            weights = {cell.id: pool.submit(self._weigh, cell, findings) for cell in cells}
             futures = {
                 pool.submit(quality.inspect, self._side(cell, findings, seed)): (cell, seed)
                 for cell in cells
@@ -243,13 +242,7 @@ class _Execution:
                 self.meter.add("inspect", share, f"{_short(cell.id)}: answers")
         anchor = None if reference is None else _answers(gathered[reference.id])
         for cell in cells:
-            found = self._assess(cell, gathered[cell.id], None if cell is reference else anchor)
-            yield cell, replace(found, footprint=weights[cell.id].result())
-
-    def _weigh(self, cell: Cell, findings: Findings) -> Footprint:
-        first = findings.prepared[cell.id][0]
-        assert first.content is not None
-        return footprint.weigh(self.store.open(first.content), first.counts or {})
+            yield cell, self._assess(cell, gathered[cell.id], None if cell is reference else anchor)
 
     def _assess(
         self, cell: Cell, gathered: Mapping[int, quality.Inspection | SideError], anchor: list[quality.Answers] | None

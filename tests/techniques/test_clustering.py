@@ -104,6 +104,14 @@ def test_as_many_clusters_as_values_less_one_join_the_two_nearest():
         assert clustered.tolist() == pytest.approx([0.0, 1.05, 1.05, 5.0, 9.0])
 
 
+def test_values_far_smaller_than_the_largest_keep_centers_of_their_own():
+    values = np.array([-2.0, 1e-30, 2e-30, 3e-30, 1.0, 1.5], dtype=np.float32)
+    clustered = cluster_values(values, 5, "density", np.random.default_rng(0))
+    assert np.unique(clustered).size == 5
+    assert (np.diff(clustered) >= 0).all()
+    assert (clustered[1:4] < 1e-29).all()
+
+
 def test_values_count_as_often_as_they_occur():
     values = np.array([0.0, 1.0, 10.0, 11.0])
     counts = np.array([3, 1, 1, 1])

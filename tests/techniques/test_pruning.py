@@ -290,9 +290,16 @@ def test_what_cannot_lose_channels_is_refused_with_its_reason():
         apply("prune.channels", TorchModel(FixedSize(), "none:none"), ratio=0.5)
 
 
-def test_even_the_highest_ratio_leaves_every_layer_a_channel():
-    model = apply("prune.channels", mlp((10, 10)), ratio=0.99)
-    assert all(min(shape) >= 1 for shape in shapes(model.module))
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_even_the_highest_ratio_leaves_every_layer_its_best_channel(scope):
+    model = mlp((10, 10))
+    with torch.no_grad():
+        model.module.fc1.weight[3] *= 5
+        model.module.fc2.weight[7] *= 5
+    rows, corner = model.module.fc1.weight[[3]].clone(), model.module.fc2.weight[7, 3].clone()
+    apply("prune.channels", model, ratio=0.99, scope=scope)
+    assert torch.equal(model.module.fc1.weight, rows)
+    assert torch.equal(model.module.fc2.weight, corner.view(1, 1))
     assert model.module(torch.from_numpy(IMAGES)).shape == (32, 10)
 
 

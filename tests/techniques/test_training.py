@@ -48,7 +48,7 @@ def state(module: nn.Module) -> list[bytes]:
 
 def small_model(seed: int = 0) -> TorchModel:
     torch.manual_seed(seed)
-    return TorchModel(build_lenet_300_100((24, 12)).eval(), MLP, {"widths": [24, 12]})
+    return TorchModel(build_lenet_300_100((23, 11)).eval(), MLP, {"widths": [23, 11]})
 
 
 def context(split: Split | None = None, seed: int = 0) -> Context:
@@ -87,10 +87,14 @@ class WithDropout(nn.Sequential):
 
 @pytest.mark.parametrize("build", [WithDropout, build_lenet_5])
 def test_the_same_generator_state_gives_the_same_weights_bit_for_bit(build):
+    def build_and_draw():
+        module = build()
+        torch.rand(7)  # the state of the global generator must not matter
+        return module
+
     split = blobs(96)
     first = trained(build, split=split, epochs=1)
-    torch.rand(7)  # the global generator must not matter
-    again = trained(build, split=split, epochs=1)
+    again = trained(build_and_draw, split=split, epochs=1)
     other = trained(build, seed=2, split=split, epochs=1)
     assert state(first) == state(again)
     assert state(first) != state(other)
@@ -255,7 +259,7 @@ def test_a_shared_value_moves_by_the_sum_of_its_gradients():
             return (x * self.weight).sum(1)
 
     pulls = np.ones((32, 64), dtype=np.float32)
-    pulls[:, 0] = -200.0
+    pulls[:, 5] = -200.0
     split = Split({"x": pulls}, np.full(32, 1000.0, dtype=np.float32))
     model = TorchModel(Pair(), f"{__name__}:Pair")
     finetune(model, context(split), preserve=["clusters"], loss="mse", epochs=1, batch_size=32)

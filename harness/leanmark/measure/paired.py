@@ -29,9 +29,9 @@ Array = NDArray[Any]
 OPEN_TIMEOUT_SECONDS = 120.0
 TURN_SECONDS = 0.004
 MINIMUM_ROUNDS = 5
-_WARM_SECONDS = 0.02
-_WARM_TREND = 0.03
-_WARM_LIMIT = 12
+_WARM_SECONDS = 0.01
+_WARM_TREND = 0.05
+_WARM_LIMIT = 6
 # A turn is disturbed when less than this share of its wall time was computing.
 _UNDISTURBED_SHARE = 0.9
 

@@ -118,16 +118,16 @@ class Store:
         """Where the splits of a workload lie."""
         return self.root / "splits" / key
 
-    def evidence(self, key: str) -> list[dict[str, Any]] | None:
-        """The evidence that was read off the artifact of `key` when it was made."""
+    def final(self, key: str) -> dict[str, Any] | None:
+        """What was read off the artifact of `key` when it ended a recipe."""
         try:
-            return json.loads((self.root / "keys" / f"{key}.evidence.json").read_text())
+            return json.loads((self.root / "keys" / f"{key}.final.json").read_text())
         except (OSError, ValueError):
             return None
 
-    def put_evidence(self, key: str, evidence: list[dict[str, Any]]) -> None:
-        """Store the evidence of a whole recipe under its last key."""
-        self.write_json(self.root / "keys" / f"{key}.evidence.json", evidence)
+    def put_final(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Store what was read off the last artifact of a recipe under its key."""
+        self.write_json(self.root / "keys" / f"{key}.final.json", facts)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from leanmark import registry
+from leanmark import counting, registry
 from leanmark.errors import PreparationError
 from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
 from leanmark.prepare.base import make_base
 from leanmark.registry import Workload
-from leanmark.results import Cost, Evidence, Status, StepSpec, from_json, to_json
+from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec, from_json, to_json
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
 from leanmark.workloads import splits as workload_splits
 
@@ -51,6 +51,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Final:
+    """What is read off the last artifact of a recipe, once: it never changes."""
+
+    evidence: tuple[Evidence, ...] = ()
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What became of a trial."""
 
@@ -59,21 +67,20 @@ class Prepared:
     content: str | None = None
     splits: str | None = None
     cost: Cost | None = None
-    counts: Mapping[str, int | None] | None = None
-    evidence: tuple[Evidence, ...] = ()
+    final: Final = Final()
 
 
 def from_store(trial: Trial, store: Store) -> Prepared | None:
     """The trial as it lies in the store, or None if any part is missing."""
     keys = trial.keys()
     entries = [store.get(key) for key in (keys.base, *keys.steps)]
-    evidence = store.evidence(keys.final)
-    if evidence is None or not (store.splits(keys.splits) / "splits.json").exists():
+    final = store.final(keys.final)
+    if final is None or not (store.splits(keys.splits) / "splits.json").exists():
         return None
     if any(entry is None for entry in entries):
         return None
     found = [entry for entry in entries if entry is not None]
-    return _outcome(trial, keys, found, tuple(from_json(Evidence, item) for item in evidence), cached=True)
+    return _outcome(trial, keys, found, from_json(Final, final), cached=True)
 
 
 def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
@@ -84,19 +91,23 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
     entries = [_base(trial, keys, store, context)]
     for spec, key in zip(trial.steps, keys.steps, strict=True):
         entries.append(_step(spec, entries[-1], key, store, context))
-    final = store.open(entries[-1].content)
-    final = replace(final, reference=_reference(trial, keys, final, store, context))
-    evidence = tuple(registry.get_step(spec.name).evidence(final, dict(spec.params)) for spec in trial.steps)
-    store.put_evidence(keys.final, [to_json(item) for item in evidence])
-    return _outcome(trial, keys, entries, evidence, cached=False)
+    artifact = store.open(entries[-1].content)
+    compared = replace(artifact, reference=_reference(trial, keys, artifact, store, context))
+    evidence = tuple(registry.get_step(spec.name).evidence(compared, dict(spec.params)) for spec in trial.steps)
+    final = Final(evidence, counting.weigh(artifact, _latest_counts(entries)))
+    store.put_final(keys.final, to_json(final))
+    return _outcome(trial, keys, entries, final, cached=False)
 
 
-def _outcome(
-    trial: Trial, keys: Keys, entries: list[Entry], evidence: tuple[Evidence, ...], *, cached: bool
-) -> Prepared:
+def _latest_counts(entries: list[Entry]) -> Mapping[str, int | None]:
+    """Those of the last structure that had any: programs carry on what their torch model had."""
+    return next((entry.counts for entry in reversed(entries) if entry.counts), {})
+
+
+def _outcome(trial: Trial, keys: Keys, entries: list[Entry], final: Final, *, cached: bool) -> Prepared:
     own = entries[1:] or entries
     status, reason = Status.OK, ""
-    for item in evidence:
+    for item in final.evidence:
         if not item.effective:
             status, reason = Status.INEFFECTIVE, f"{item.step}: {item.reason}"
             break
@@ -107,15 +118,13 @@ def _outcome(
             moved = f"one moved by {entry.exact_difference:.3g}"
             reason = f"{spec.name} says that it changes no answer by more than {limit:g}, but {moved}"
             break
-    counts = next((entry.counts for entry in reversed(entries) if entry.counts), {})
     return Prepared(
         status=status,
         reason=reason,
         content=entries[-1].content,
         splits=keys.splits,
         cost=Cost(sum(e.seconds for e in own), max(e.peak_rss_bytes for e in own), cached),
-        counts=counts,
-        evidence=evidence,
+        final=final,
     )
 
 
@@ -201,8 +210,6 @@ class _Splits:
 
 
 def _counts(stage: TorchModel | Program, context: Context) -> Mapping[str, int | None]:
-    from leanmark import counting
-
     if isinstance(stage, TorchModel):
         parameters, nonzero = counting.parameter_counts(stage)
         example = _examples(context).head(1)

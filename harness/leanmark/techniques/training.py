@@ -327,12 +327,12 @@ def _keeping(module: nn.Module, preserve: tuple[Preserve, ...]) -> tuple[Hook | 
         import torch
 
         with torch.no_grad():
-            # The optimizer's momentum and decay move weights too, and its vector and
-            # scalar code round differently: put back what must be equal.
+            # An optimizer moves weights by momentum and decay too, and promises no equal
+            # rounding of equal weights: put back what must be equal.
             for weight, group, first in groups:
                 weight.copy_(weight.reshape(-1)[first][group].view_as(weight))
             for weight, mask in masks:
-                weight.mul_(mask).add_(0.0)  # adding makes 0.0 of -0.0
+                weight.mul_(mask)
 
     return after_backward, after_step
 

@@ -16,7 +16,7 @@ LENET_300_100 = register_workload(
         config={},
         data="leanmark.workloads.fashion_mnist:small_splits",
         metric="accuracy",
-        train={"epochs": 10, "batch_size": 64, "learning_rate": 0.001},
+        train={"epochs": 10, "batch_size": 64, "learning_rate": 0.004, "label_smoothing": 0.1},
     )
 )
 
@@ -28,6 +28,6 @@ LENET_5 = register_workload(
         config={},
         data="leanmark.workloads.fashion_mnist:small_splits",
         metric="accuracy",
-        train={"epochs": 10, "batch_size": 64, "learning_rate": 0.001},
+        train={"epochs": 6, "batch_size": 32, "learning_rate": 0.004, "label_smoothing": 0.1},
     )
 )
