@@ -11,7 +11,8 @@ import numpy as np
 from leanmark import stats
 from leanmark.errors import InvalidInput, LeanmarkError
 from leanmark.measure import paired
-from leanmark.measure.paired import Launch, Side, available_cpus, run_launch
+from leanmark.measure.paired import Launch, run_launch
+from leanmark.measure.sides import Side, available_cpus
 from leanmark.processes import kill_all
 from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Timing
@@ -65,7 +66,7 @@ def fight(
                     seconds=budget_seconds / launches,
                     cpus=available_cpus(),
                     seed=0,
-                    calls_a_turn=done[0].facts.calls_a_turn if done else None,
+                    before=done[0] if done else None,
                     progress=lambda share, n=number, text=label: advance((n + share) / launches, text),
                 )
                 for name, death in launch.deaths.items():

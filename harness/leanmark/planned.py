@@ -9,7 +9,7 @@ from leanmark import registry
 from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
-from leanmark.measure.paired import available_cpus
+from leanmark.measure.sides import available_cpus
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, from_store
 from leanmark.prepare.sources import default_store

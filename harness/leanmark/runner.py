@@ -23,10 +23,12 @@ from typing import Any
 
 from leanmark import assembly, registry
 from leanmark.assembly import Findings, Inspected
+from leanmark.declare.plan import Plan
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.judge import store as runs
 from leanmark.measure import environment, quality
-from leanmark.measure.paired import Launch, LaunchFacts, Side, SideError, available_cpus, run_launch
+from leanmark.measure.paired import Launch, LaunchFacts, run_launch, turn_seconds
+from leanmark.measure.sides import Side, SideError, available_cpus
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, kill_all, run_jobs
@@ -139,7 +141,7 @@ class _Execution:
             results=found,
             warnings=warnings,
         )
-        runs.write_run(self.folder, run, _turns(findings))
+        runs.write_run(self.folder, run, _turns(self.plan, findings))
         return run
 
     # --- prepare ---
@@ -332,7 +334,7 @@ class _Execution:
                 seconds=self.suite.budget_seconds / self.suite.launches,
                 cpus=available_cpus(),
                 seed=_stable_seed(block),
-                calls_a_turn=before[0].facts.calls_a_turn if before else None,
+                before=before[0] if before else None,
                 progress=lambda done: self.meter.reach("measure", start + share * done, label),
             )
 
@@ -369,14 +371,9 @@ def _answers(gathered: Mapping[int, quality.Inspection | SideError]) -> list[qua
     return found if len(found) == len(items) else None
 
 
-def _turns(findings: Findings) -> dict[str, list[float]]:
+def _turns(plan: Plan, findings: Findings) -> dict[str, list[float]]:
     """Seconds a call of every turn of every cell."""
-    turns: dict[str, list[float]] = {}
-    for launches in findings.launches.values():
-        for launch in launches:
-            for index, side in enumerate(launch.sides):
-                turns.setdefault(side, []).extend(map(float, launch.seconds[:, index]))
-    return turns
+    return {cell.id: turn_seconds(findings.launches.get(cell.block, ()), cell.id).tolist() for cell in plan.cells}
 
 
 def _new_folder(root: Path, suite: str) -> Path:

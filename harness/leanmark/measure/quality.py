@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanmark import stats
-from leanmark.measure.paired import Side, Worker
+from leanmark.measure.sides import Side, Worker
 from leanmark.results import ColdStart, Interval, Quality
 
 Array = NDArray[Any]

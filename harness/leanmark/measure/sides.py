@@ -1,0 +1,132 @@
+"""The sides of a measurement: what each one runs, and the worker process that runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmark import registry
+from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
+from leanmark.processes import Child, Death
+from leanmark.results import ColdStart, Status, Target, from_json
+
+OPEN_TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a worker runs: an artifact, where, and on which inputs."""
+
+    name: str
+    artifact: Path
+    target: Target
+    splits: Path
+    metric: str = "accuracy"
+    paths: tuple[Path, ...] = ()
+    extra_call_every: int | None = None
+
+    def opening(self) -> dict[str, Any]:
+        """The message that opens a worker."""
+        runtime = registry.get_runtime(self.target.runtime)
+        return {
+            "op": "open",
+            "artifact": str(self.artifact),
+            "loader": runtime.loader,
+            "library": runtime.libraries[0],
+            "device": self.target.device,
+            "threads": self.target.threads,
+            "batch": self.target.batch,
+            "splits": str(self.splits),
+            "metric": self.metric,
+        }
+
+
+class SideError(Exception):
+    """A side that could not be opened or stopped answering."""
+
+    def __init__(self, death: Death) -> None:
+        self.death = death
+        super().__init__(death.reason)
+
+
+class Worker:
+    """A live worker process for one side."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.child = Child("leanmark.measure.worker", threads=side.target.threads, paths=side.paths)
+        self.cold_start: ColdStart | None = None
+
+    def begin_open(self) -> None:
+        """Ask the worker to load its artifact; `finish_open` waits for it."""
+        try:
+            self.child.channel.send(self.side.opening())
+        except ChannelClosed:
+            raise SideError(self.child.death()) from None
+
+    def finish_open(self) -> None:
+        """Wait until the artifact is loaded and has answered once."""
+        answer = self._receive(OPEN_TIMEOUT_SECONDS)
+        if answer["protocol"] != PROTOCOL_VERSION:
+            raise SideError(Death(Status.FAILED, f"it speaks version {answer['protocol']} of the worker protocol"))
+        peak = {"rss_peak_bytes": answer["peak"]}
+        self.cold_start = from_json(ColdStart, {**answer["cold_start"], **peak})
+
+    def ask(self, timeout: float, **message: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer. Raises SideError."""
+        try:
+            self.child.channel.send(message)
+        except ChannelClosed:
+            raise SideError(self.child.death()) from None
+        return self._receive(timeout)
+
+    def _receive(self, timeout: float) -> dict[str, Any]:
+        try:
+            answer = self.child.channel.receive(timeout)
+        except ChannelClosed:
+            raise SideError(self.child.death()) from None
+        except TimeoutError:
+            raise SideError(Death(Status.TIMEOUT, f"it did not answer within {timeout:g} s")) from None
+        if "error" in answer:
+            text = str(answer["error"])
+            memory = "can't allocate memory" in text or text.startswith("MemoryError")
+            raise SideError(Death(Status.OUT_OF_MEMORY if memory else Status.FAILED, text[:500]))
+        return answer
+
+    def close(self) -> None:
+        self.child.kill()
+
+
+def available_cpus() -> list[int]:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@contextmanager
+def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Generator[list[Worker]]:
+    """Workers for all sides that can be opened; the others' deaths are recorded."""
+    workers: list[Worker] = []
+    alive: list[Worker] = []
+    try:
+        for side in sides:
+            workers.append(Worker(side))
+        for action in (Worker.begin_open, Worker.finish_open):
+            alive = []
+            for worker in workers:
+                if worker.side.name in deaths:
+                    continue
+                try:
+                    action(worker)
+                    alive.append(worker)
+                except SideError as error:
+                    deaths[worker.side.name] = error.death
+        yield alive
+    finally:
+        for worker in workers:
+            worker.close()
