@@ -51,7 +51,7 @@ class Planned:
 
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
-        return estimate(self.plan, lambda cell: None if self.cached(cell) is None else 0.0, self.jobs)
+        return estimate(self.plan, lambda cell: self.cached(cell) is not None, self.jobs)
 
 
 def find_suite(name: str) -> Path:

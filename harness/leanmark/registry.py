@@ -111,6 +111,7 @@ class Runtime:
     loader: str
     libraries: tuple[str, ...]
     lowering: tuple[StepSpec, ...] = ()  # from a TorchModel to what it executes
+    start_seconds: float = 1.0  # about what a fresh process takes; for estimates and order
 
 
 _steps: dict[str, Step] = {}

@@ -13,9 +13,8 @@ import math
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from leanmark import assembly, registry
 from leanmark.assembly import Findings, Inspected
-from leanmark.declare.plan import Plan
+from leanmark.declare.plan import Plan, trial_seconds
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.judge import store as runs
 from leanmark.measure import environment, quality
@@ -31,7 +30,7 @@ from leanmark.measure.paired import Launch, LaunchFacts, run_launch, turn_second
 from leanmark.measure.sides import Side, SideError, available_cpus
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
-from leanmark.processes import Done, Job, Progress, kill_all, run_jobs
+from leanmark.processes import Done, Job, Progress, child_threads, kill_all, run_jobs
 from leanmark.progress import Advance, Meter
 from leanmark.results import Cell, Role, Run, Status, from_json, to_json
 
@@ -169,14 +168,14 @@ class _Execution:
                 if cause is not None:
                     done[name] = replace(cause, reason=f"its reference model could not be made: {cause.reason}")
                     del batch[name]
-            for name, outcome in self._prepare_batch(batch, len(waiting)):
+            for name, outcome in self._prepare_batch(batch, sum(map(_seconds, waiting.values()))):
                 done[name] = outcome
         self.meter.reach("prepare", 1.0, "prepared")
         cells = [cell for cell in self.plan.cells if cell.skip is None]
         return {cell.id: tuple(done[cell.id, seed] for seed in self.suite.seeds) for cell in cells}
 
     def _prepare_batch(
-        self, batch: dict[tuple[str, int], Trial], total: int
+        self, batch: dict[tuple[str, int], Trial], total_seconds: float
     ) -> Iterator[tuple[tuple[str, int], Prepared]]:
         jobs = {f"{cell}#{seed}": (cell, seed) for cell, seed in batch}
         queue = [
@@ -189,15 +188,20 @@ class _Execution:
             )
             for name, key in jobs.items()
         ]
-        share = 1 / max(total, 1)
+        finished = self.meter.shares["prepare"]
+        under_way: dict[str, float] = {}
         for event in run_jobs(queue, self.planned.jobs):
             key = jobs[event.job.name]
+            share = _seconds(batch[key]) / total_seconds
             if isinstance(event, Progress):
-                self.meter.tell("prepare", f"{_short(key[0])}: {event.text}")
+                under_way[event.job.name] = share * event.fraction if not batch[key].steps else 0.0
+                self.meter.reach("prepare", finished + sum(under_way.values()), f"{_short(key[0])}: {event.text}")
                 continue
             outcome = _outcome(event)
             self.journal.append("prepared", cell=key[0], seed=key[1], prepared=to_json(outcome))
-            self.meter.add("prepare", share, f"{_short(key[0])}: prepared")
+            finished += share
+            under_way.pop(event.job.name, None)
+            self.meter.reach("prepare", finished + sum(under_way.values()), f"{_short(key[0])}: prepared")
             yield key, outcome
 
     # --- inspect ---
@@ -229,7 +233,7 @@ class _Execution:
         seeds = range(len(self.suite.seeds))
         share = 1 / sum(cell.skip is None for cell in self.plan.cells) / len(seeds)
         gathered: dict[str, dict[int, quality.Inspection | SideError]] = {cell.id: {} for cell in cells}
-        with _threads(self.planned.jobs) as pool:
+        with child_threads(self.planned.jobs) as pool:
             futures = {
                 pool.submit(quality.inspect, self._side(cell, findings, seed)): (cell, seed)
                 for cell in cells
@@ -356,6 +360,10 @@ class _Execution:
         ]
 
 
+def _seconds(trial: Trial) -> float:
+    return trial_seconds(trial.workload, len(trial.steps))
+
+
 def _outcome(done: Done) -> Prepared:
     """What a child answered, or the status of how it died."""
     if done.death is not None:
@@ -396,16 +404,3 @@ def _slug(text: str) -> str:
 def _short(cell: str) -> str:
     """A cell's id without its target."""
     return cell.rpartition("/")[0]
-
-
-@contextmanager
-def _threads(count: int) -> Generator[ThreadPoolExecutor]:
-    """A pool whose threads are given up at once when something interrupts."""
-    pool = ThreadPoolExecutor(count)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        kill_all()
-        raise
-    pool.shutdown()

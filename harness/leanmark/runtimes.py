@@ -271,6 +271,7 @@ register_runtime(
         devices=("cpu", "cuda"),
         loader="leanmark.runtimes:load_torch",
         libraries=("torch",),
+        start_seconds=2.2,
     )
 )
 register_runtime(
@@ -282,5 +283,6 @@ register_runtime(
         loader="leanmark.runtimes:load_onnxruntime",
         libraries=("onnxruntime",),
         lowering=(StepSpec("export.onnx", {"opset": 20}),),
+        start_seconds=0.4,
     )
 )

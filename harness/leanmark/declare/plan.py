@@ -15,8 +15,9 @@ from leanmark.registry import Workload
 from leanmark.results import Cell, Role, Status, Target
 from leanmark.stages import Stage, TorchModel
 
-# What starting a worker takes, in seconds, where nothing better is known.
-_START_SECONDS = {"torch": 3.0, "onnxruntime": 0.6}
+# Of every second of turns so much more goes to untimed calls and messages.
+_TURN_OVERHEAD = 1.3
+# In seconds, where nothing better is known.
 _TRAIN_SECONDS = 30.0
 _STEP_SECONDS = 3.0
 # Families whose steps serve others; they say little about a recipe.
@@ -135,23 +136,24 @@ def _lowering(stage: type[Stage], target: Target) -> tuple[registry.StepSpec, ..
     return runtime.lowering if stage is TorchModel and runtime.lowering else None
 
 
-def estimate(plan: Plan, prepared: Callable[[Cell], float | None], jobs: int) -> Estimate:
-    """Expected time of a run.
+def trial_seconds(workload: Workload, steps: int) -> float:
+    """About what preparing takes: a trained base model, or so many steps after it."""
+    return _TRAIN_SECONDS if not steps and workload.train is not None else _STEP_SECONDS * max(1, steps)
 
-    `prepared` tells the seconds that preparing a cell will take: 0 if it lies in
-    the store, None if nobody knows. A block's launches are shared by its cells.
+
+def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
+    """Expected time of a run; `cached` tells whether a cell lies in the store, prepared.
+
+    A block's launches are shared by its cells; one start more inspects them.
     """
-    prepare = 0.0
-    for workload in {cell.workload for cell in plan.cells}:
-        own = [cell for cell in plan.cells if cell.workload == workload and cell.skip is None]
-        known = [prepared(cell) for cell in own]
-        prepare += sum(seconds if seconds is not None else _STEP_SECONDS * max(1, len(cell.steps))
-                       for cell, seconds in zip(own, known, strict=True)) * len(plan.suite.seeds)  # fmt: skip
-        if own and all(seconds is None for seconds in known) and plan.workload(workload).train:
-            prepare += _TRAIN_SECONDS
+    prepare = sum(
+        trial_seconds(plan.workload(cell.workload), len(cell.steps))
+        for cell in plan.cells
+        if cell.skip is None and not cached(cell)
+    ) * len(plan.suite.seeds)
     measure = 0.0
     for cells in plan.blocks().values():
         active = [cell for cell in cells if cell.skip is None]
-        starts = sum(_START_SECONDS.get(cell.target.runtime, 3.0) for cell in active)
-        measure += len(active) * plan.suite.budget_seconds + starts * (plan.suite.launches + 1) / jobs
+        starts = sum(registry.get_runtime(cell.target.runtime).start_seconds for cell in active)
+        measure += len(active) * plan.suite.budget_seconds * _TURN_OVERHEAD + starts * (plan.suite.launches + 1) / jobs
     return Estimate(prepare / jobs, measure)

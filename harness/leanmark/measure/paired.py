@@ -27,6 +27,9 @@ Array = NDArray[Any]
 
 TURN_SECONDS = 0.001
 MINIMUM_ROUNDS = 5
+# A slowdown that has turns of its own gets the time of so many cells: long turns are
+# further apart, and a run that cannot see its own control is worth little.
+_CONTROL_SHARE = 3
 _WARM_SECONDS = 0.01
 _WARM_TREND = 0.05
 _WARM_LIMIT = 6
@@ -220,7 +223,8 @@ class _Table:
         limits: list[float] = []
         for index, group in enumerate(groups):
             round_seconds = sum(guess.get(name, 0.0) for name in group.sides) * (group.calls_a_turn + 1)
-            rounds = max(MINIMUM_ROUNDS, round(seconds * len(group.sides) / max(round_seconds, 1e-9)))
+            own_seconds = seconds * len(group.sides) * (1 if index == 0 else _CONTROL_SHARE)
+            rounds = max(MINIMUM_ROUNDS, round(own_seconds / max(round_seconds, 1e-9)))
             schedule += [((number + 0.5) / rounds, index) for number in range(rounds)]
             limits.append(30.0 + 20 * round_seconds)
         played: list[list[dict[str, _Turn]]] = [[] for _ in groups]

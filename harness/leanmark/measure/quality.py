@@ -52,9 +52,7 @@ def inspect(side: Side) -> Inspection:
     """
     worker = Worker(side)
     try:
-        worker.begin_open()
-        worker.finish_open()
-        assert worker.cold_start is not None
+        cold_start = worker.open()
         message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="answers")
         outputs = tuple(message[f"output_{index}"] for index in range(message["outputs"]))
         score = message.get("score")
@@ -65,8 +63,7 @@ def inspect(side: Side) -> Inspection:
             None if score is None else float(score[0]),
             message.get("replicates"),
         )
-        cold_start = replace(worker.cold_start, rss_peak_bytes=message["rss_peak_bytes"])
-        return Inspection(answers, cold_start)
+        return Inspection(answers, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]))
     finally:
         worker.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from leanmark import registry
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
-from leanmark.processes import Child, Death
+from leanmark.processes import Child, Death, child_threads
 from leanmark.results import ColdStart, Status, Target, from_json
 
 OPEN_TIMEOUT_SECONDS = 120.0
@@ -59,22 +59,13 @@ class Worker:
     def __init__(self, side: Side) -> None:
         self.side = side
         self.child = Child("leanmark.measure.worker", threads=side.target.threads, paths=side.paths)
-        self.cold_start: ColdStart | None = None
 
-    def begin_open(self) -> None:
-        """Ask the worker to load its artifact; `finish_open` waits for it."""
-        try:
-            self.child.channel.send(self.side.opening())
-        except ChannelClosed:
-            raise SideError(self.child.death()) from None
-
-    def finish_open(self) -> None:
-        """Wait until the artifact is loaded and has answered once."""
-        answer = self._receive(OPEN_TIMEOUT_SECONDS)
+    def open(self) -> ColdStart:
+        """Load the artifact and wait for its first answer; returns what that cost. Raises SideError."""
+        answer = self.ask(OPEN_TIMEOUT_SECONDS, **self.side.opening())
         if answer["protocol"] != PROTOCOL_VERSION:
             raise SideError(Death(Status.FAILED, f"it speaks version {answer['protocol']} of the worker protocol"))
-        peak = {"rss_peak_bytes": answer["peak"]}
-        self.cold_start = from_json(ColdStart, {**answer["cold_start"], **peak})
+        return from_json(ColdStart, {**answer["cold_start"], "rss_peak_bytes": answer["peak"]})
 
     def ask(self, timeout: float, **message: Any) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises SideError."""
@@ -110,23 +101,26 @@ def available_cpus() -> list[int]:
 
 @contextmanager
 def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Generator[list[Worker]]:
-    """Workers for all sides that can be opened; the others' deaths are recorded."""
-    workers: list[Worker] = []
-    alive: list[Worker] = []
+    """Workers for all sides that can be opened; the others' deaths are recorded.
+
+    As many start at once as there are processors, slow runtimes first, so that none of
+    them is still starting when the others are done.
+    """
+    workers: dict[str, Worker] = {}
+
+    def start(side: Side) -> None:
+        worker = workers[side.name] = Worker(side)
+        try:
+            worker.open()
+        except SideError as error:
+            deaths[side.name] = error.death
+
     try:
-        for side in sides:
-            workers.append(Worker(side))
-        for action in (Worker.begin_open, Worker.finish_open):
-            alive = []
-            for worker in workers:
-                if worker.side.name in deaths:
-                    continue
-                try:
-                    action(worker)
-                    alive.append(worker)
-                except SideError as error:
-                    deaths[worker.side.name] = error.death
-        yield alive
+        with child_threads(len(available_cpus())) as pool:
+            slow_first = sorted(sides, key=lambda side: -registry.get_runtime(side.target.runtime).start_seconds)
+            for started in [pool.submit(start, side) for side in slow_first]:
+                started.result()
+        yield [workers[side.name] for side in sides if side.name not in deaths]
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.close()
