@@ -192,10 +192,8 @@ def test_a_changed_module_is_never_served_stale(project: Path):
 
 
 def test_a_duel_needs_no_suite(project: Path):
-    done = leanmark(
-        "duel", "exported.onnx", "exported.onnx", "--data", "inputs.npz", "--budget", "0.4", "--launches", "4", "--json",
-        cwd=project,
-    )  # fmt: skip
+    sides = ["exported.onnx", "exported.onnx", "--data", "inputs.npz"]
+    done = leanmark("duel", *sides, "--budget", "0.4", "--launches", "4", "--json", cwd=project)
     assert done.returncode == 0, done.stderr
     duel = json.loads(done.stdout)
     assert duel["ratio"]["low"] < 1.1

@@ -80,11 +80,15 @@ class Child:
     def pid(self) -> int:
         return self.process.pid
 
-    def kill(self) -> None:
-        """End the child and everything that it started."""
+    def begin_kill(self) -> None:
+        """Send the end of the child, and of everything that it started, on its way."""
         _living.discard(self)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End the child and everything that it started."""
+        self.begin_kill()
         self.process.wait()
         self.channel.close()
         self.log.close()
@@ -113,7 +117,10 @@ class Child:
 
 def kill_all() -> None:
     """End every child that is left; called when a run is interrupted or fails."""
-    for child in list(_living):
+    children = list(_living)
+    for child in children:
+        child.begin_kill()
+    for child in children:
         child.kill()
 
 

@@ -36,7 +36,9 @@ def test_four_balanced_splits(splits: dict[str, Split]) -> None:
     for split in splits.values():
         images, targets = split.inputs["image"], split.targets
         assert targets is not None
-        assert images.shape == (len(split), 1, 28, 28) and images.dtype == np.float32 and images.flags.c_contiguous
+        assert images.shape == (len(split), 1, 28, 28)
+        assert images.dtype == np.float32
+        assert images.flags.c_contiguous
         assert targets.dtype == np.int64
         assert np.bincount(targets, minlength=10).tolist() == [len(split) // 10] * 10
 
@@ -54,7 +56,8 @@ def test_normalised_by_the_train_split(splits: dict[str, Split]) -> None:
     for split in splits.values():
         pixels = grey_levels(split) * 255
         assert np.abs(pixels - pixels.round()).max() < 1e-3
-        assert pixels.round().min() == 0 and pixels.round().max() == 255
+        assert pixels.round().min() == 0
+        assert pixels.round().max() == 255
 
 
 def test_pictures_stand_upright(splits: dict[str, Split]) -> None:

@@ -26,10 +26,12 @@ def test_knowing_and_loading_them_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("workload", [LENET_300_100, LENET_5], ids=lambda workload: workload.name)
 def test_model_takes_the_data(workload: Workload) -> None:
-    assert workload.model is not None and workload.config is not None
+    assert workload.model is not None
+    assert workload.config is not None
     test = load(workload)["test"].head(4)
     assert test.targets is not None
     with torch.no_grad():
         answers = build(workload.model, workload.config)(*(torch.from_numpy(array) for array in test.inputs.values()))
     assert answers.shape == (4, 10)
-    assert test.targets.min() >= 0 and test.targets.max() < answers.shape[1]
+    assert test.targets.min() >= 0
+    assert test.targets.max() < answers.shape[1]

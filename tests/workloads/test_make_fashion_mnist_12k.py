@@ -21,7 +21,8 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "make_fashion_mnist_12k.py"
 
 def load_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_fashion_mnist_12k", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

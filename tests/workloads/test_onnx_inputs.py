@@ -72,7 +72,8 @@ def test_inputs_come_in_the_order_of_the_model(tmp_path: Path) -> None:
 
 def test_an_input_may_be_called_targets(tmp_path: Path) -> None:
     test: Split = load(workload(tmp_path, {"targets": examples(8)}, {"targets": TensorProto.FLOAT}), tmp_path)["test"]
-    assert list(test.inputs) == ["targets"] and test.targets is None
+    assert list(test.inputs) == ["targets"]
+    assert test.targets is None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def test_what_is_stored_comes_back(
     hashes = store({"test": split}, root)
     back = open_split(root, "test")
     assert list(back.inputs) == list(split.inputs)
-    assert back.targets is not None and split.targets is not None
+    assert back.targets is not None
+    assert split.targets is not None
     for before, after in zip(
         [*split.inputs.values(), split.targets], [*back.inputs.values(), back.targets], strict=True
     ):

@@ -54,7 +54,8 @@ def data_function(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object
 def test_an_array_keeps_its_values_and_type_however_it_lies_in_memory(array: Array) -> None:
     for given_array in (array, np.asfortranarray(array), np.repeat(array, 2, axis=0)[::2]):
         made = normalise({"test": given_array}, "here")["test"].inputs["input"]
-        assert made.flags.c_contiguous and made.dtype.isnative
+        assert made.flags.c_contiguous
+        assert made.dtype.isnative
         assert made.dtype.name == array.dtype.name
         np.testing.assert_array_equal(made, array)
 
@@ -77,7 +78,8 @@ def test_every_form_of_a_split_says_the_same(array: Array) -> None:
         split = normalise({"test": form}, "here")["test"]
         assert list(split.inputs) == ["input"]
         np.testing.assert_array_equal(split.inputs["input"], array)
-        assert split.targets is not None and split.targets.dtype == np.int64
+        assert split.targets is not None
+        assert split.targets.dtype == np.int64
         np.testing.assert_array_equal(split.targets, targets)
 
 
@@ -94,7 +96,8 @@ def test_splits_come_in_one_order_and_may_be_missing() -> None:
 def test_targets_that_are_no_integers_keep_their_type() -> None:
     ratings = np.array([0.5, 1.0], dtype=np.float32)
     made = normalise({"test": (images(2), ratings)}, "here")["test"].targets
-    assert made is not None and made.dtype == np.float32
+    assert made is not None
+    assert made.dtype == np.float32
 
 
 def test_several_inputs_keep_their_names_and_order() -> None:

@@ -123,4 +123,6 @@ def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Generator[l
         yield [workers[side.name] for side in sides if side.name not in deaths]
     finally:
         for worker in workers.values():
+            worker.child.begin_kill()
+        for worker in workers.values():
             worker.close()
