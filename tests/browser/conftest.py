@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,6 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "publish"))
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 

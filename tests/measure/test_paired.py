@@ -36,7 +36,7 @@ def test_a_slowdown_meets_the_reference_over_whole_periods():
 def launch(columns: dict[str, np.ndarray], share: float = 1.0) -> Launch:
     seconds = np.stack(list(columns.values()), axis=1)
     group = Group(tuple(columns), 2)
-    calls = np.repeat(seconds.T[:, :, None] * 1e9, 2, axis=2).astype(np.uint32)
+    calls = np.repeat(seconds.T[:, :, None] * 1e9, 2, axis=2).astype(np.int64)
     turns = Turns(group, seconds, np.full(seconds.shape, share), calls)
     return Launch(LaunchFacts((group,), True, (0,), 0.1, {}), (turns,))
 

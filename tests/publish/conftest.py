@@ -1,11 +1,8 @@
 """The sample runs of this folder, importable as `runs`, and one bundle of Vega for a session."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

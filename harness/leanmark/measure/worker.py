@@ -89,7 +89,7 @@ class Side:
         cpu = time.process_time_ns() - cpu
         switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
         header = {"wall_ns": ended - begun, "cpu_ns": cpu, "switched": switched}
-        return header, {"calls_ns": np.diff(np.array([begun, *stamps], dtype=np.int64)).astype(np.uint32)}
+        return header, {"calls_ns": np.diff(np.array([begun, *stamps], dtype=np.int64))}
 
     def answers(self) -> tuple[Message, dict[str, Array]]:
         """The outputs on the whole test split, and the scores of a metric of the user's own."""

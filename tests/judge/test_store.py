@@ -1,0 +1,92 @@
+"""Runs on disk are read whole or refused with a reason; the journal survives what kills a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs import realistic_run
+
+from leanmark.errors import InvalidInput
+from leanmark.judge.store import DOCUMENT, Journal, document, find_run, list_runs, read_run, write_run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    run = realistic_run()
+    path = tmp_path / run.id
+    path.mkdir()
+    turns = {result.cell.id: [1e-3, 1.1e-3, 0.9e-3] for result in run.results if result.timing is not None}
+    write_run(path, run, turns)
+    return path
+
+
+def test_a_run_comes_back_as_it_was(folder: Path):
+    assert read_run(folder) == realistic_run()
+    assert [item.id for item in list_runs(folder.parent)] == [folder.name]
+    assert find_run("latest", folder.parent) == folder
+
+
+def test_the_document_holds_what_pytest_benchmark_needs(folder: Path):
+    stored = json.loads((folder / DOCUMENT).read_text())
+    assert {"machine_info", "commit_info", "benchmarks", "datetime", "version"} <= stored.keys()
+    for benchmark in stored["benchmarks"]:
+        assert benchmark["stats"]["rounds"] == 3
+        assert benchmark["stats"]["median"] == 1e-3
+        assert benchmark["extra_info"]["leanmark"]["schema_version"] == 1
+    assert len(stored["benchmarks"]) + len(stored["leanmark"]["unmeasured"]) == len(stored["leanmark"]["cells"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "is not a run document"),
+        (lambda text: "[]", "is not a leanmark run"),
+        (lambda text: "{}", "is not a leanmark run"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "schema version 99"),
+        (lambda text: text.replace('"status": "ok"', '"status": "great"', 1), "not a valid run"),
+        (lambda text: text.replace('"benchmarks"', '"benchmarkz"'), "not a whole run document"),
+        (lambda text: "[" * 100_000, "is not a run document"),
+    ],
+)
+def test_a_damaged_document_is_refused(folder: Path, damage: Callable[[str], str], says: str):
+    path = folder / DOCUMENT
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert path.read_text() != text
+    with pytest.raises(InvalidInput, match=says):
+        read_run(folder)
+
+
+def test_an_unknown_run_is_named_with_the_nearest(folder: Path):
+    with pytest.raises(InvalidInput) as raised:
+        find_run(folder.name[:-1] + "x", folder.parent)
+    assert raised.value.do is not None
+    assert folder.name in raised.value.do
+
+
+def test_a_half_written_line_is_dropped(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.append("begin", suite="s")
+    journal.append("launch", number=1)
+    whole = journal.path.read_bytes()
+    for cut in range(1, 12):
+        journal.path.write_bytes(whole + b'{"kind": "launch", "number": 2}'[:cut])
+        assert [entry["kind"] for entry in journal.entries()] == ["begin", "launch"]
+        assert journal.path.read_bytes() == whole
+    journal.append("launch", number=2)
+    assert journal.entries()[-1] == {"kind": "launch", "number": 2}
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path):
+    journal = Journal(tmp_path)
+    with pytest.raises(InvalidInput, match="no journal"):
+        journal.entries()
+    journal.path.write_text("[1]\n")
+    with pytest.raises(InvalidInput, match="damaged"):
+        journal.entries()
+
+
+def test_no_number_that_is_none_reaches_the_document():
+    text = json.dumps(document(realistic_run(), {}), allow_nan=False)
+    assert "NaN" not in text
