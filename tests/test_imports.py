@@ -13,7 +13,7 @@ PACKAGE = Path(leanmark.__file__).parent
 
 # A module may import modules of its own layer or of lower ones.
 LAYERS = [
-    {"errors", "progress"},
+    {"errors", "progress", "memory"},
     {"results", "stats"},
     {"codecs", "structure", "channel"},
     {"stages"},

@@ -164,3 +164,13 @@ def test_a_cold_start_is_told_apart(folder: Path):
     assert start.load_seconds > 0
     assert start.rss_import_bytes > 1_000_000
     assert start.rss_peak_bytes > start.rss_import_bytes
+
+
+def test_a_peak_is_the_own_one_not_that_of_the_process_that_started_it(folder: Path):
+    ballast = np.ones(40_000_000)  # 320 MB in this process
+    worker = Worker(real(folder, "reference", "plain"))
+    try:
+        start = worker.open()
+    finally:
+        worker.close()
+    assert start.rss_peak_bytes < ballast.nbytes

@@ -232,6 +232,12 @@ def write_run(folder: Path, run: Run, turns: Mapping[str, Sequence[float]]) -> P
 def read_run(path: Path) -> Run:
     """Read a run document. Raises InvalidInput for a file that is none, or a newer one."""
     path = path / DOCUMENT if path.is_dir() else path
+    if not path.exists() and (path.parent / JOURNAL).exists():
+        raise InvalidInput(
+            "the run is not finished",
+            where=path.parent,
+            do=f"Go on with: leanmark run SUITE --resume={path.parent.name}",
+        )
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise InvalidInput("the document is too large", where=path)

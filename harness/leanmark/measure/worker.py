@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, inherited
+from leanmark.memory import peak_rss_bytes, rss_and_uss_bytes
 
 Array = NDArray[Any]
 Message = dict[str, Any]
@@ -46,12 +47,12 @@ class Side:
         loader = registry.resolve(message["loader"])
         wanted = max(_EXAMPLES, self.batch)
         examples = {name: np.array(array[:wanted]) for name, array in self.split.inputs.items()}
-        memory = [_memory()]
+        memory = [rss_and_uss_bytes()]
         clock = [time.perf_counter()]
 
         def lap() -> None:
             clock.append(time.perf_counter())
-            memory.append(_memory())
+            memory.append(rss_and_uss_bytes())
 
         importlib.import_module(message["library"])
         lap()
@@ -61,7 +62,7 @@ class Side:
         started = time.perf_counter()
         self.session.call(self.inputs[0])
         first_call = time.perf_counter() - started
-        memory.append(_memory())
+        memory.append(rss_and_uss_bytes())
         self.cold_start = {
             "import_seconds": clock[1] - clock[0],
             "load_seconds": clock[2] - clock[1],
@@ -104,7 +105,7 @@ class Side:
             from leanmark import registry
 
             arrays |= _scores(registry.resolve(self.metric), outputs[0], np.array(self.split.targets))
-        return {"outputs": len(outputs), "rss_peak_bytes": _peak()}, arrays
+        return {"outputs": len(outputs), "rss_peak_bytes": peak_rss_bytes()}, arrays
 
 
 def _scores(metric: Any, outputs: Array, targets: Array) -> dict[str, Array]:
@@ -131,22 +132,6 @@ def _batches(examples: Mapping[str, Array], size: int) -> list[dict[str, Array]]
         rows = np.arange(start, start + size) % count
         found.append({name: np.ascontiguousarray(array[rows]) for name, array in examples.items()})
     return found
-
-
-def _memory() -> tuple[int, int | None]:
-    """Resident and unique set size in bytes; unique only where it can be read."""
-    import psutil
-
-    process = psutil.Process()
-    try:
-        full = process.memory_full_info()
-        return full.rss, full.uss
-    except (psutil.AccessDenied, AttributeError):
-        return process.memory_info().rss, None
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _memory_deltas(memory: list[tuple[int, int | None]]) -> dict[str, int | None]:
@@ -191,7 +176,7 @@ def _serve(channel: Channel) -> None:
             gc.collect()
             gc.freeze()
             gc.disable()
-            channel.send({"protocol": PROTOCOL_VERSION, "cold_start": side.cold_start, "peak": _peak()})
+            channel.send({"protocol": PROTOCOL_VERSION, "cold_start": side.cold_start, "peak": peak_rss_bytes()})
             continue
         assert side is not None, "a worker is opened first"
         try:

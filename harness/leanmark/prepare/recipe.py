@@ -6,8 +6,6 @@ makes does not depend on what was cached.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +16,7 @@ import numpy as np
 
 from leanmark import counting, registry
 from leanmark.errors import PreparationError
+from leanmark.memory import peak_rss_bytes
 from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
 from leanmark.prepare.base import make_base
 from leanmark.registry import Workload
@@ -171,7 +170,7 @@ def _make(
         started = time.perf_counter()
         stage = run()
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_rss_bytes()
         counts, difference = facts(stage)
         return store.put(
             key,
@@ -252,13 +251,19 @@ def _answers_moved(before: TorchModel | Program, after: TorchModel | Program, co
 def _answers(stage: TorchModel | Program, examples: Split) -> list[np.ndarray[Any, Any]]:
     import tempfile
 
+    import torch
+
     from leanmark import runtimes
 
     with tempfile.TemporaryDirectory() as folder:
         artifact = save(stage, Path(folder))
         load = runtimes.load_torch if isinstance(stage, TorchModel) else runtimes.load_onnxruntime
-        session = load(artifact, 1, "cpu")
-        return session.outputs(session.call(session.bind(examples.inputs)))
+        try:
+            session = load(artifact, 1, "cpu")
+            return session.outputs(session.call(session.bind(examples.inputs)))
+        finally:
+            # Loading sets it for the whole process; later steps must not depend on who was checked before.
+            torch.set_flush_denormal(False)
 
 
 def _throttled(progress: ProgressCallback) -> ProgressCallback:
