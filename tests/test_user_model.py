@@ -1,4 +1,4 @@
-"""A user's own model, from a folder outside the checkout, all the way to what they take home."""
+"""A user's own models, one of them a file for batches of two, from outside the checkout to what they take home."""
 
 import json
 import subprocess
@@ -21,6 +21,7 @@ workloads:
 recipes:
   int8: [export.onnx, quantize.dynamic]
   fused: [fuse.graph]
+  same: [control.identity]
 targets: [{runtime: onnxruntime, batch: 2}]
 controls: off
 measure: {budget: 200ms, launches: 4}
@@ -84,7 +85,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
     torch.onnx.export(
         model, (torch.zeros(2, 4),), folder / "exported.onnx", dynamo=True, input_names=["x"],
-        dynamic_shapes=({0: torch.export.Dim("n")},), external_data=False, verbose=False,
+        external_data=False, verbose=False,
     )  # fmt: skip
     np.savez(folder / "inputs.npz", x=np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32))
     (folder / "own.yaml").write_text(SUITE)
@@ -107,10 +108,10 @@ def results(run: Path) -> dict[str, Result]:
 
 def test_every_cell_has_a_row(results: dict[str, Result]):
     assert set(results) == {
-        "mine/fp32", "mine/fp32-eager", "mine/int8", "mine/fused",
-        "exported/fp32", "exported/fp32-eager", "exported/int8", "exported/fused",
+        "mine/fp32", "mine/fp32-eager", "mine/int8", "mine/fused", "mine/same",
+        "exported/fp32", "exported/fp32-eager", "exported/int8", "exported/fused", "exported/same",
     }  # fmt: skip
-    for name in ("mine/fp32", "mine/fp32-eager", "mine/int8", "exported/fp32", "exported/fused"):
+    for name in ("mine/fp32", "mine/fp32-eager", "mine/int8", "exported/fp32", "exported/fused", "exported/same"):
         assert results[name].timing is not None, results[name]
         assert results[name].footprint is not None
     # Where a recipe or a reference does not fit a workload, the row says so.
@@ -193,6 +194,10 @@ def test_a_changed_module_is_never_served_stale(project: Path):
 
 def test_a_duel_needs_no_suite(project: Path):
     sides = ["exported.onnx", "exported.onnx", "--data", "inputs.npz"]
+    alone = leanmark("duel", *sides, "--launches", "4", cwd=project)  # one example a call does not fit it
+    assert alone.returncode == 2
+    assert "cannot be run" in alone.stderr
+    sides += ["--batch", "2"]
     done = leanmark("duel", *sides, "--budget", "0.4", "--launches", "4", "--json", cwd=project)
     assert done.returncode == 0, done.stderr
     duel = json.loads(done.stdout)

@@ -69,7 +69,7 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         timing=paired.timing(launches, cell.id),
     )
     result = _with_ratios(result, block, launches)
-    status, reason = _status(cell, prepared, inspected, launches, result)
+    status, reason = _status(result, block, findings)
     return replace(result, status=status, reason=reason)
 
 
@@ -118,10 +118,12 @@ def _truth(result: Result) -> float | None:
     return 1.0
 
 
-def _status(
-    cell: Cell, prepared: Sequence[Prepared], inspected: Inspected, launches: Sequence[Launch], result: Result
-) -> tuple[Status, str]:
+def _status(result: Result, block: Sequence[Cell], findings: Findings) -> tuple[Status, str]:
     """The first status that holds, in the order of `Status`, with its reason."""
+    cell = result.cell
+    prepared = findings.prepared[cell.id]
+    inspected = findings.inspected.get(cell.id, Inspected())
+    launches = findings.launches.get(cell.block, ())
     found: list[tuple[Status, str]] = [
         (item.status, _for_seed(item.reason, index, prepared)) for index, item in enumerate(prepared)
     ]
@@ -136,7 +138,7 @@ def _status(
             (Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs")
         )
     if _lacks_explanation(result, found):
-        found.append(_unmeasured(cell, launches))
+        found.append(_unmeasured(block, findings))
     order = list(Status)
     return min(found, key=lambda item: order.index(item[0]))
 
@@ -147,11 +149,16 @@ def _lacks_explanation(result: Result, found: Sequence[tuple[Status, str]]) -> b
     return result.against_reference is None and not failed
 
 
-def _unmeasured(cell: Cell, launches: Sequence[Launch]) -> tuple[Status, str]:
-    for launch in launches:
-        for name, death in launch.deaths.items():
-            if name != cell.id:
-                return Status.SKIPPED, f"no latency: its reference ended ({death.reason})"
+def _unmeasured(block: Sequence[Cell], findings: Findings) -> tuple[Status, str]:
+    reference = next(cell for cell in block if cell.role is Role.REFERENCE)
+    inspected = findings.inspected.get(reference.id, Inspected())
+    if not runnable(reference, findings):
+        return Status.SKIPPED, "no latency: its reference could not be prepared"
+    if inspected.death is not None:
+        return Status.SKIPPED, f"no latency: its reference does not run ({inspected.death[1]})"
+    for launch in findings.launches.get(reference.block, ()):
+        if reference.id in launch.deaths:
+            return Status.SKIPPED, f"no latency: its reference ended ({launch.deaths[reference.id].reason})"
     return Status.SKIPPED, "no latency: fewer launches than an interval needs"
 
 

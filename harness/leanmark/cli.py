@@ -95,12 +95,19 @@ def _run(suite: str, options: Options, advance: Any) -> Any:
     try:
         return run_suite(suite, options, advance)
     except RunStopped as stopped:
-        arguments = [word for word in sys.argv[1:] if not word.startswith("--resume")]
-        command = shlex.join(["leanmark", *arguments, f"--resume={stopped.folder.name}"])
+        command = shlex.join(["leanmark", *_without_resume(sys.argv[1:]), f"--resume={stopped.folder.name}"])
         advice = f"What was measured is kept. Go on with: {command}"
         if isinstance(stopped.cause, StorageFull):
             raise StorageFull(stopped.cause.what, where=stopped.cause.where, do=advice) from None
         raise Interrupted("interrupted", do=advice) from None
+
+
+def _without_resume(words: list[str]) -> list[str]:
+    kept = [word for word in words if not word.startswith("--resume=")]
+    while "--resume" in kept:
+        at = kept.index("--resume")
+        del kept[at : at + 2]
+    return kept
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

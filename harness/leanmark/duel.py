@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +107,12 @@ def _side(path: Path, name: str, root: Path, target: Target) -> Side:
 
 def _store_inputs(data: Path, root: Path) -> None:
     try:
-        with np.load(data, allow_pickle=False) as stored:
+        stored = np.load(data, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with stored:
             arrays = {name: stored[name] for name in stored.files if name != "targets"}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"is no .npz of inputs that can be read: {error}", where=data) from error
     if not arrays or any(array.ndim == 0 or not len(array) for array in arrays.values()):
         raise InvalidInput("holds no examples", where=data, do="Every array needs examples along its first axis.")

@@ -51,7 +51,8 @@ class Planned:
 
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
-        return estimate(self.plan, lambda cell: self.cached(cell) is not None, self.jobs)
+        with registry.import_path(*self.paths):
+            return estimate(self.plan, lambda cell: self.cached(cell) is not None, self.jobs)
 
 
 def find_suite(name: str) -> Path:
@@ -86,8 +87,8 @@ def plan_suite(name: str, options: Options) -> Planned:
         raise InvalidInput(
             f"no cell of '{suite.name}' matches {', '.join(options.only)}", do="`leanmark plan` lists them."
         )
-    own = suite.plugins or any((workload.model and not _is_builtin(workload.model)) or ":" in workload.metric
-                               for workload in suite.workloads)  # fmt: skip
+    references = [name for item in suite.workloads for name in (item.model, item.data, item.metric)]
+    own = suite.plugins or any(name and ":" in name and not _is_builtin(name) for name in references)
     jobs = options.jobs or len(available_cpus())
     return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else ())
 

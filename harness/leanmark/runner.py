@@ -32,7 +32,7 @@ from leanmark.planned import Options, Planned, plan_suite
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, child_threads, kill_all, run_jobs
 from leanmark.progress import Advance, Meter
-from leanmark.results import Cell, Role, Run, Status, from_json, to_json
+from leanmark.results import Cell, Interval, Role, Run, Status, canonical_json, from_json, to_json
 
 # A launch with more disturbed turns than this is measured once more.
 _REPEAT_SHARE = 0.3
@@ -104,8 +104,17 @@ class _Execution:
         }
 
     def _digest(self) -> str:
+        """A hash of all that decides what the run will hold: plan, seeds, metrics, data and code."""
+        keys = [
+            self.planned.trial(cell, seed).keys().final
+            for cell in self.plan.cells
+            if cell.skip is None
+            for seed in self.suite.seeds
+        ]
+        metrics = [workload.metric for workload in self.suite.workloads]
         plan = [to_json(cell) for cell in self.plan.cells]
-        return hashlib.sha256(repr((plan, self.suite.budget_seconds, self.suite.launches)).encode()).hexdigest()
+        decisive = [plan, keys, metrics, list(self.suite.seeds), self.suite.budget_seconds, self.suite.launches]
+        return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
 
     def _check_same_suite(self, begin: dict[str, Any]) -> None:
         if (self.folder / runs.DOCUMENT).exists():
@@ -154,7 +163,9 @@ class _Execution:
         done: dict[tuple[str, int], Prepared] = {}
         for entry in self.entries:
             if entry["kind"] == "prepared":
-                done[entry["cell"], entry["seed"]] = from_json(Prepared, entry["prepared"])
+                before = from_json(Prepared, entry["prepared"])
+                if before.content is None:  # what lies in the store is looked up there
+                    done[entry["cell"], entry["seed"]] = before
         for name, trial in trials.items():
             if name not in done and (cached := from_store(trial, self.store)) is not None:
                 done[name] = cached
@@ -247,6 +258,8 @@ class _Execution:
                     gathered[cell.id][seed] = error
                 self.meter.add("inspect", share, f"{_short(cell.id)}: answers")
         anchor = None if reference is None else _answers(gathered[reference.id])
+        if reference is not None and self._assess(reference, gathered[reference.id], None).death is not None:
+            anchor = None
         for cell in cells:
             yield cell, self._assess(cell, gathered[cell.id], None if cell is reference else anchor)
 
@@ -269,10 +282,9 @@ class _Execution:
             score = quality.assess(metric, answers, anchor)
         except (ValueError, KeyError) as error:
             return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
-        if not math.isfinite(score.score.value):
-            return Inspected(
-                cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric} is {score.score.value}")
-            )
+        if not all(map(_is_finite, (score.score, score.difference))):
+            reason = f"metric {metric} is no number, or has no finite interval on these examples"
+            return Inspected(cold_start=start.cold_start, death=(Status.FAILED, reason))
         moved = None
         if anchor is not None:
             moved = max(quality.largest_difference(a, b) for a, b in zip(answers, anchor, strict=True))
@@ -311,11 +323,11 @@ class _Execution:
             measured[block] = self._stored_launches(block)
             self.meter.add("measure", share * len(measured[block]), block)
             while len(measured[block]) < self.suite.launches:
-                launch = self._launch(block, cells, findings, measured[block], share)
-                measured[block].append(launch)
-                if cells[0].id in launch.deaths:
+                dead = {name for launch in measured[block] for name in launch.deaths}
+                if cells[0].id in dead:  # the reference
                     break
-                cells = [cell for cell in cells if cell.id not in launch.deaths]
+                alive = [cell for cell in cells if cell.id not in dead]
+                measured[block].append(self._launch(block, alive, findings, measured[block], share))
         self.meter.reach("measure", 1.0, "measured")
         return measured
 
@@ -346,7 +358,7 @@ class _Execution:
         launch = attempt()
         if launch.disturbed_share() > _REPEAT_SHARE:
             self.meter.tell("measure", f"{label}, again: other programs disturbed it")
-            launch = min(launch, attempt(), key=Launch.disturbed_share)
+            launch = min(launch, attempt(), key=lambda item: (len(item.deaths), item.disturbed_share()))
         name = f"{_slug(block)}-{number}"
         runs.write_samples(self.folder, name, launch.arrays())
         self.journal.append("launch", block=block, samples=name, facts=to_json(launch.facts))
@@ -360,6 +372,10 @@ class _Execution:
         ]
 
 
+def _is_finite(interval: Interval | None) -> bool:
+    return interval is None or all(map(math.isfinite, (interval.value, interval.low, interval.high)))
+
+
 def _seconds(trial: Trial) -> float:
     return trial_seconds(trial.workload, len(trial.steps))
 
@@ -369,6 +385,8 @@ def _outcome(done: Done) -> Prepared:
     if done.death is not None:
         return Prepared(done.death.status, done.death.reason)
     assert done.answer is not None
+    if "full" in done.answer:
+        raise StorageFull("the disk is full", where=done.answer["full"])
     return from_json(Prepared, done.answer["prepared"])
 
 

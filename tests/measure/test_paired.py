@@ -174,3 +174,10 @@ def test_a_peak_is_the_own_one_not_that_of_the_process_that_started_it(folder: P
     finally:
         worker.close()
     assert start.rss_peak_bytes < ballast.nbytes
+
+
+def test_a_launch_without_its_reference_ends_at_once(folder: Path):
+    sides = [real(folder, "reference", "nothing"), real(folder, "other", "plain")]
+    done = run_launch(sides, number=0, seconds=0.1, cpus=available_cpus(), seed=1)
+    assert done.turns == ()
+    assert set(done.deaths) == {"reference"}

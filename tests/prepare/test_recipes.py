@@ -107,3 +107,29 @@ def test_a_key_holds_all_that_decides(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("leanmark.prepare.artifacts._version", lambda library: f"another {library}")
     newer = make_keys(workload, steps, 0)
     assert (newer.base, newer.steps[0]) != (keys.base, keys.steps[0])
+
+
+def test_weights_beside_an_onnx_file_count(tmp_path: Path):
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def key(value: float) -> str:
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64])],
+            [numpy_helper.from_array(np.full((64, 64), value, np.float32), "w")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        (tmp_path / "model.onnx.data").unlink(missing_ok=True)
+        onnx.save_model(
+            model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
+        )
+        np.savez(tmp_path / "x.npz", x=np.zeros((8, 64), np.float32))
+        workload = registry.Workload("own", onnx=str(tmp_path / "model.onnx"), inputs=str(tmp_path / "x.npz"))
+        return make_keys(workload, (), 0).base
+
+    assert key(1.0) == key(1.0)
+    assert key(1.0) != key(2.0)

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ class Journal:
             raise InvalidInput(f"the journal is damaged: {error}", where=self.path) from error
         if not all(isinstance(entry, dict) and "kind" in entry for entry in found):
             raise InvalidInput("the journal is damaged", where=self.path)
+        if not found or found[0]["kind"] != "begin":
+            raise InvalidInput("the journal holds nothing to resume from", where=self.path, do="Start a new run.")
         return found
 
 
@@ -150,7 +153,7 @@ def read_samples(folder: Path, name: str) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"the samples cannot be read: {error}", where=path) from error
 
 

@@ -197,7 +197,9 @@ class _Table:
     def warm_up(self) -> dict[str, float]:
         """Turns until a side's trend is flat, within a limit; returns seconds a call."""
         guess: dict[str, float] = {}
-        for name in list(self.workers):
+        for name in self.workers:
+            if name in self.deaths:
+                continue
             before, calls = math.inf, 3
             for _ in range(_WARM_LIMIT):
                 turn = self._ask(name, 60.0, op="turn", calls=calls, start=0)
@@ -222,6 +224,9 @@ class _Table:
         schedule: list[tuple[float, int]] = []
         limits: list[float] = []
         for index, group in enumerate(groups):
+            if group.sides[0] in self.deaths or group.sides[0] not in guess:
+                limits.append(0.0)  # without its reference a group has nothing to compare
+                continue
             round_seconds = sum(guess.get(name, 0.0) for name in group.sides) * (group.calls_a_turn + 1)
             own_seconds = seconds * len(group.sides) * (1 if index == 0 else _CONTROL_SHARE)
             rounds = max(MINIMUM_ROUNDS, round(own_seconds / max(round_seconds, 1e-9)))
@@ -251,9 +256,9 @@ class _Table:
         return turns
 
     def _gather(self, group: Group, rounds: Sequence[Mapping[str, _Turn]]) -> Turns | None:
-        """The turns of the sides that lived to the end; None if no two did."""
+        """The turns of the sides that lived to the end; None if none did."""
         kept = tuple(name for name in group.sides if name in self.workers and name not in self.deaths)
-        if len(kept) < min(2, len(group.sides)):
+        if not kept or not rounds:
             return None
         return Turns(
             Group(kept, group.calls_a_turn),

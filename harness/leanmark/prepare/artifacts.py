@@ -170,7 +170,7 @@ def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Key
         "workload",
         STORE_FORMAT,
         splits,
-        workload.model or _file_hash(workload.onnx),
+        workload.model or _onnx_hash(workload.onnx),
         dict(workload.config or {}),
         None if workload.train is None else dict(workload.train),
         seed,
@@ -220,6 +220,22 @@ def _machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     return _hash(platform.machine(), platform.system(), features or platform.processor())
+
+
+def _onnx_hash(path: str | None) -> str | None:
+    """The hash of an ONNX file and of the files beside it that hold its weights."""
+    if path is None:
+        return None
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except Exception as error:
+        raise InvalidInput(f"is no ONNX model that can be read: {error}", where=Path(path)) from error
+    stored = (tensor for tensor in model.graph.initializer if uses_external_data(tensor))
+    beside = sorted({str(ExternalDataInfo(tensor).location) for tensor in stored})
+    return _hash(_file_hash(path), [_file_hash(str(Path(path).parent / name)) for name in beside])
 
 
 def _file_hash(path: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from leanmark import registry
 from leanmark.channel import Channel, inherited
-from leanmark.errors import LeanmarkError, NotApplicable
+from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, prepare
 from leanmark.registry import Workload
@@ -37,11 +38,17 @@ def main(descriptor: int) -> None:
 
     try:
         prepared = prepare(trial, Store(Path(message["store"])), progress)
+    except StorageFull as error:
+        channel.send({"full": str(error.where)})
+        return
     except NotApplicable as error:
         prepared = Prepared(Status.NOT_APPLICABLE, error.message)
     except LeanmarkError as error:
         prepared = Prepared(Status.FAILED, error.message)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            channel.send({"full": str(error.filename or message["store"])})
+            return
         if _is_out_of_memory(error):
             prepared = Prepared(Status.OUT_OF_MEMORY, "preparing needs more memory than there is")
         else:

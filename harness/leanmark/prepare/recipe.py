@@ -260,10 +260,26 @@ def _answers(stage: TorchModel | Program, examples: Split) -> list[np.ndarray[An
         load = runtimes.load_torch if isinstance(stage, TorchModel) else runtimes.load_onnxruntime
         try:
             session = load(artifact, 1, "cpu")
-            return session.outputs(session.call(session.bind(examples.inputs)))
+            batches = _batches(examples, _fixed_batch(stage) or len(examples))
+            parts = [session.outputs(session.call(session.bind(batch))) for batch in batches]
+            return [np.concatenate(outputs)[: len(examples)] for outputs in zip(*parts, strict=True)]
         finally:
             # Loading sets it for the whole process; later steps must not depend on who was checked before.
             torch.set_flush_denormal(False)
+
+
+def _fixed_batch(stage: TorchModel | Program) -> int | None:
+    """The batch size that a program was exported for; None if it takes any."""
+    if isinstance(stage, TorchModel):
+        return None
+    dimensions = [value.type.tensor_type.shape.dim for value in stage.proto().graph.input]
+    return next((int(shape[0].dim_value) for shape in dimensions if shape and shape[0].dim_value > 0), None)
+
+
+def _batches(examples: Split, size: int) -> list[dict[str, Any]]:
+    """Whole batches in order; the last one is filled up from the beginning."""
+    rows = [np.arange(start, start + size) % len(examples) for start in range(0, len(examples), size)]
+    return [{name: np.ascontiguousarray(array[row]) for name, array in examples.inputs.items()} for row in rows]
 
 
 def _throttled(progress: ProgressCallback) -> ProgressCallback:
