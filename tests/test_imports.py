@@ -13,7 +13,7 @@ PACKAGE = Path(leanmark.__file__).parent
 
 # A module may import modules of its own layer or of lower ones.
 LAYERS = [
-    {"errors", "progress", "memory"},
+    {"errors", "progress", "host", "arrays"},
     {"results", "stats"},
     {"codecs", "structure", "channel"},
     {"stages"},
@@ -21,6 +21,7 @@ LAYERS = [
     {"techniques", "workloads", "networks", "runtimes"},
     {"declare", "prepare", "measure", "judge", "publish"},
     {"planned", "assembly"},
+    {"preparing", "measuring"},
     {"runner", "duel", "delivery", "catalogue"},
     {"cli"},
 ]

@@ -15,11 +15,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from leanmark import runtimes
+from leanmark.arrays import Array
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.networks.lenet import build_lenet_5
 from leanmark.registry import get_runtime, get_step
 from leanmark.runtimes import Session, load_onnxruntime, load_torch, supported
-from leanmark.stages import Array, Artifact, Delivery, Program, TorchModel, save
+from leanmark.stages import Artifact, Delivery, Program, TorchModel, save
 
 IMAGES = np.random.default_rng(0).random((5, 1, 28, 28), dtype=np.float32)
 

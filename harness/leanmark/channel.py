@@ -14,8 +14,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 64 * 2**20
@@ -38,7 +38,7 @@ class Channel:
     def close(self) -> None:
         self.socket.close()
 
-    def send(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+    def send(self, header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> None:
         """Send one message. Raises ChannelClosed."""
         described: list[list[Any]] = []
         chunks: list[bytes] = []

@@ -20,12 +20,9 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
-
-Array = NDArray[Any]
 
 MAGIC = b"LMPACK1\n"
 MAX_HEADER_BYTES = 16 * 2**20

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from leanmark.arrays import Array
 from leanmark.results import Footprint
-from leanmark.stages import Array, Artifact, TorchModel
+from leanmark.stages import Artifact, TorchModel
 
 ZSTD_LEVEL = 19
 

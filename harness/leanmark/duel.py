@@ -7,13 +7,13 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from leanmark import stats
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError
+from leanmark.host import available_cpus
 from leanmark.measure import paired
 from leanmark.measure.paired import Launch, run_launch
-from leanmark.measure.sides import Side, available_cpus
+from leanmark.measure.sides import Side
 from leanmark.processes import kill_all
 from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Timing

@@ -9,12 +9,14 @@ from leanmark import registry
 from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
-from leanmark.measure.sides import available_cpus
+from leanmark.host import available_cpus
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, from_store
 from leanmark.prepare.sources import default_store
 from leanmark.results import Cell
 from leanmark.runtimes import supported
+
+TrialName = tuple[str, int]  # a cell's id, and a seed
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Planned:
     store: Store
     jobs: int
     paths: tuple[Path, ...]
+
+    def trials(self) -> dict[TrialName, Trial]:
+        """Every trial that is to be prepared."""
+        cells = [cell for cell in self.plan.cells if cell.skip is None]
+        return {(cell.id, seed): self.trial(cell, seed) for cell in cells for seed in self.plan.suite.seeds}
 
     def trial(self, cell: Cell, seed: int) -> Trial:
         """What is prepared for a cell with one seed."""

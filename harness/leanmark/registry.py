@@ -7,7 +7,6 @@ validated by pydantic; its docstring is its documentation.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 import pkgutil
 import sys
@@ -17,9 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from annotated_types import Ge, Lt
+from typing import TYPE_CHECKING, Any
 
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.results import Evidence, StepSpec
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
 StepFunction = Callable[..., Any]
 EvidenceFunction = Callable[[Artifact, Mapping[str, Any]], Evidence]
 ANY_STAGE: tuple[type[Stage], ...] = (TorchModel, Program)
-
-
-Fraction = Annotated[float, Ge(0), Lt(1)]  # 0 <= value < 1
 
 
 @dataclass(frozen=True)
@@ -178,8 +172,10 @@ def load_builtins() -> None:
                 importlib.import_module(f"{package}.{module.name}")
     importlib.import_module("leanmark.runtimes")
     if "entry points" not in _loaded:
+        from importlib.metadata import entry_points
+
         _loaded.add("entry points")
-        points = importlib.metadata.entry_points()
+        points = entry_points()
         for group in ("leanmark.steps", "leanmark.workloads", "leanmark.runtimes"):
             for point in points.select(group=group):
                 _import_plugin(point.value.split(":", 1)[0])

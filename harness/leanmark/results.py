@@ -113,6 +113,11 @@ class Cell:
     skip: tuple[Status, str] | None = None
 
 
+def short_id(cell: str) -> str:
+    """A cell's id without its target."""
+    return cell.rpartition("/")[0]
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval and what it rests on."""

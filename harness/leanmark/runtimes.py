@@ -17,13 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import PreparationError
 from leanmark.graphs import import_onnxruntime
 from leanmark.registry import Runtime, get_runtime, register_runtime
 from leanmark.results import StepSpec
-from leanmark.stages import Array, Artifact, Program, TorchModel
+from leanmark.stages import Artifact, Program, TorchModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -18,18 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leanmark import codecs
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.results import canonical_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import Generator, Tensor, nn
-
-Array = NDArray[Any]
 
 MANIFEST = "manifest.json"
 ARTIFACT_FORMAT = 1

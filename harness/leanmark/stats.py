@@ -8,14 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.results import Interval
-
-Array = NDArray[Any]
 
 LEVEL = 0.95
 POWER = 0.8

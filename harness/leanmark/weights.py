@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import PreparationError
 from leanmark.graphs import nodes, op_name
-from leanmark.stages import Array, Artifact, Program
+from leanmark.stages import Artifact, Program
 
 if TYPE_CHECKING:
     from onnx import NodeProto

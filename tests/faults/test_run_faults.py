@@ -135,7 +135,7 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
 def test_a_killed_run_leaves_no_children_and_resumes(project: Path, tmp_path: Path):
     suite = project / "killed.yaml"
     suite.write_text(
-        SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}, {runtime: torch}]\n"
+        SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}]\n"
     )
     out = tmp_path / "runs"
     process = subprocess.Popen(
@@ -194,13 +194,13 @@ def test_a_full_disk_keeps_the_journal_valid(project: Path, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting is not permitted here")
     try:
         suite = project / "full.yaml"
-        suite.write_text(SUITE.split("recipes:")[0] + "targets: [{}]\nmeasure: {budget: 20s, launches: 4}\n")
+        suite.write_text(SUITE.split("recipes:")[0] + "targets: [{}]\nmeasure: {budget: 2s, launches: 4}\n")
         done = leanmark("run", suite.name, "--out", str(disk / "runs"), cwd=project)
         assert done.returncode == 2, done.stderr
         assert "the disk is full" in done.stderr

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leanmark.host import available_cpus
 from leanmark.measure.paired import Group, Launch, LaunchFacts, Turns, compare, make_groups, run_launch, timing
-from leanmark.measure.sides import Side, SideError, Worker, available_cpus
+from leanmark.measure.sides import Side, SideError, Worker
 from leanmark.results import Status, Target
 from leanmark.stages import Delivery, Program, Split, save
 from leanmark.workloads import splits

@@ -74,7 +74,7 @@ def test_the_file_is_whole_small_and_made_in_little_memory(tmp_path: Path, pages
     target = tmp_path / "deep" / "index.html"
     code = (
         "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import runs\n"
-        "from leanmark.memory import peak_rss_bytes\n"
+        "from leanmark.host import peak_rss_bytes\n"
         "from leanmark.publish import site\n"
         "site.write_page(runs.realistic_run(), Path(sys.argv[2]), cache=Path(sys.argv[3]))\n"
         "assert not {'torch', 'onnx', 'onnxruntime', 'pandas'} & set(sys.modules)\n"

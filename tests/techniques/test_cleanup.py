@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from leanmark.arrays import Array
 from leanmark.graphs import leftovers, op_counts
-from leanmark.stages import Array, Artifact, Context, Delivery, Program, Split, save
+from leanmark.stages import Artifact, Context, Delivery, Program, Split, save
 from leanmark.techniques.cleanup import clean, nothing_left
 
 ROWS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)

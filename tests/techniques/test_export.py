@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from leanmark.arrays import Array
 from leanmark.errors import PreparationError
 from leanmark.graphs import op_counts
 from leanmark.registry import get_step
-from leanmark.stages import Array, Artifact, Context, Delivery, Program, Split, TorchModel, save
+from leanmark.stages import Artifact, Context, Delivery, Program, Split, TorchModel, save
 from leanmark.techniques.cleanup import clean
 from leanmark.techniques.export import is_program, to_onnx
 from leanmark.techniques.fusion import graph

@@ -13,10 +13,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from leanmark.arrays import Array
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.graphs import op_counts
 from leanmark.registry import get_step
-from leanmark.stages import Array, Artifact, Context, Delivery, Program, Split, TorchModel, save
+from leanmark.stages import Artifact, Context, Delivery, Program, Split, TorchModel, save
 from leanmark.techniques.fusion import batchnorm, fused_operators, graph, no_batch_norm
 
 IMAGES = np.random.default_rng(0).random((4, 3, 10, 10), dtype=np.float32)

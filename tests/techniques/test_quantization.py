@@ -15,10 +15,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from leanmark.arrays import Array
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.graphs import op_counts
 from leanmark.registry import get_step
-from leanmark.stages import Array, Artifact, Context, Delivery, Program, Split, save
+from leanmark.stages import Artifact, Context, Delivery, Program, Split, save
 from leanmark.techniques.quantization import dynamic, dynamic_reached, static, static_reached
 
 IMAGES = np.random.default_rng(0).normal(size=(40, 1, 12, 12)).astype(np.float32)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leanmark.arrays import Array
 from leanmark.errors import InvalidInput
-from leanmark.stages import Array, Split
+from leanmark.stages import Split
 from leanmark.workloads.fashion_mnist import FILE, MEAN, STD, small_splits
 from leanmark.workloads.splits import check_disjoint
 

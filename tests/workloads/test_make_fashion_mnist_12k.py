@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanmark.stages import Array
+from leanmark.arrays import Array
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_fashion_mnist_12k.py"
 

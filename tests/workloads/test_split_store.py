@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from leanmark.arrays import Array
 from leanmark.errors import InvalidInput, StorageFull
-from leanmark.stages import Array, Split
+from leanmark.stages import Split
 from leanmark.workloads import splits as module
 from leanmark.workloads.splits import INDEX, check_disjoint, open_split, store
 

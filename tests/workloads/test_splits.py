@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from leanmark.arrays import Array
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
-from leanmark.stages import Array, Split
+from leanmark.stages import Split
 from leanmark.workloads.splits import check_disjoint, load, normalise
 
 NUMBERS = st.one_of(

@@ -144,7 +144,7 @@ def trial_seconds(workload: Workload, steps: int) -> float:
 def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
     """Expected time of a run; `cached` tells whether a cell lies in the store, prepared.
 
-    A block's launches are shared by its cells; one start more inspects them.
+    A block's launches are shared by its cells; further seeds are started once each.
     """
     prepare = sum(
         trial_seconds(plan.workload(cell.workload), len(cell.steps))
@@ -155,5 +155,6 @@ def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
     for cells in plan.blocks().values():
         active = [cell for cell in cells if cell.skip is None]
         starts = sum(registry.get_runtime(cell.target.runtime).start_seconds for cell in active)
-        measure += len(active) * plan.suite.budget_seconds * _TURN_OVERHEAD + starts * (plan.suite.launches + 1) / jobs
+        starts *= plan.suite.launches + len(plan.suite.seeds) - 1
+        measure += len(active) * plan.suite.budget_seconds * _TURN_OVERHEAD + starts / jobs
     return Estimate(prepare / jobs, measure)

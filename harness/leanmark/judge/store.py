@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leanmark import __version__
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError, StorageFull, did_you_mean
 from leanmark.results import SCHEMA_VERSION, Result, Run, from_json, to_json
 
@@ -30,8 +29,6 @@ JOURNAL = "journal.jsonl"
 SAMPLES = "samples"
 PAGE = "index.html"
 MAX_DOCUMENT_BYTES = 1_000_000_000
-
-Array = NDArray[Any]
 
 
 def default_runs() -> Path:
@@ -67,6 +64,7 @@ class Journal:
     """One JSON value a line, synced; a line that was cut short is dropped when read."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.path = folder / JOURNAL
 
     def append(self, kind: str, **values: Any) -> None:

@@ -15,15 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leanmark import stats
-from leanmark.measure.sides import Side, SideError, Worker, open_workers
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
+from leanmark.measure.sides import Opened, Side, SideError, Worker, open_workers
 from leanmark.processes import Death
 from leanmark.results import Timing
-
-Array = NDArray[Any]
 
 TURN_SECONDS = 0.001
 MINIMUM_ROUNDS = 5
@@ -129,19 +126,21 @@ def run_launch(
     cpus: Sequence[int],
     seed: int,
     before: Launch | None = None,
+    opened: Opened = lambda *_: None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Launch:
     """One launch: fresh workers for all sides, then rounds of turns for `seconds` a side.
 
     The first side is the reference. Turns are as long as those of `before`, a launch of
-    the same sides; without one, about 1 ms of the reference. A side that dies is left
-    out and reported; if it is the reference, the launch has no turns.
+    the same sides; without one, about 1 ms of the reference. `opened` may ask something
+    of each worker before anything is timed. A side that dies is left out and reported;
+    if it is the reference, the launch has no turns.
     """
     deaths: dict[str, Death] = {}
     begun = time.perf_counter()
     threads = max(side.target.threads for side in sides)
     chosen = tuple(cpus[(number + offset) % len(cpus)] for offset in range(min(threads, len(cpus))))
-    with open_workers(sides, deaths) as workers, _out_of_the_way(cpus, chosen):
+    with open_workers(sides, deaths, opened) as workers, _out_of_the_way(cpus, chosen):
         start_seconds = time.perf_counter() - begun
         table = _Table(workers, deaths)
         pinned = table.pin(chosen)

@@ -9,14 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leanmark import stats
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.measure.sides import Side, Worker
 from leanmark.results import ColdStart, Interval, Quality
-
-Array = NDArray[Any]
 
 ANSWER_TIMEOUT_SECONDS = 600.0
 _CLOSE = 1e-4  # outputs that are no class scores count as changed beyond this, relatively
@@ -52,20 +49,24 @@ def inspect(side: Side) -> Inspection:
     """
     worker = Worker(side)
     try:
-        cold_start = worker.open()
-        message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="answers")
-        outputs = tuple(message[f"output_{index}"] for index in range(message["outputs"]))
-        score = message.get("score")
-        answers = Answers(
-            outputs,
-            message.get("targets"),
-            message.get("scores"),
-            None if score is None else float(score[0]),
-            message.get("replicates"),
-        )
-        return Inspection(answers, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]))
+        return answer(worker, worker.open())
     finally:
         worker.close()
+
+
+def answer(worker: Worker, cold_start: ColdStart) -> Inspection:
+    """Collect the answers of a worker that was just opened. Raises SideError."""
+    message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="answers")
+    outputs = tuple(message[f"output_{index}"] for index in range(message["outputs"]))
+    score = message.get("score")
+    answers = Answers(
+        outputs,
+        message.get("targets"),
+        message.get("scores"),
+        None if score is None else float(score[0]),
+        message.get("replicates"),
+    )
+    return Inspection(answers, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]))
 
 
 def accuracy(answers: Answers) -> Array:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from leanmark import registry
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
+from leanmark.host import available_cpus
 from leanmark.processes import Child, Death, child_threads
 from leanmark.results import ColdStart, Status, Target, from_json
 
@@ -92,16 +92,14 @@ class Worker:
         self.child.kill()
 
 
-def available_cpus() -> list[int]:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+Opened = Callable[[Worker, ColdStart], None]
 
 
 @contextmanager
-def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Generator[list[Worker]]:
+def open_workers(sides: Sequence[Side], deaths: dict[str, Death], opened: Opened) -> Generator[list[Worker]]:
     """Workers for all sides that can be opened; the others' deaths are recorded.
+
+    `opened` is called with each of them, in the thread that opened it.
 
     As many start at once as there are processors, slow runtimes first, so that none of
     them is still starting when the others are done.
@@ -111,7 +109,7 @@ def open_workers(sides: Sequence[Side], deaths: dict[str, Death]) -> Generator[l
     def start(side: Side) -> None:
         worker = workers[side.name] = Worker(side)
         try:
-            worker.open()
+            opened(worker, worker.open())
         except SideError as error:
             deaths[side.name] = error.death
 

@@ -16,13 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, inherited
-from leanmark.memory import peak_rss_bytes, rss_and_uss_bytes
+from leanmark.host import peak_rss_bytes, rss_and_uss_bytes
 
-Array = NDArray[Any]
 Message = dict[str, Any]
 
 # Examples whose inputs a side holds ready; calls walk through them in order.

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from leanmark import counting, registry
+from leanmark.arrays import numpy as np
 from leanmark.errors import PreparationError
-from leanmark.memory import peak_rss_bytes
+from leanmark.host import peak_rss_bytes
 from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
 from leanmark.prepare.base import make_base
 from leanmark.registry import Workload

@@ -48,24 +48,22 @@ def source_hash(module: str) -> str:
 def _closure(module: str, first: Path, beside: Path, top: str | None) -> frozenset[Path]:
     """The files below `beside` (and, if it is given, of the package `top`) that `module` imports."""
     pending, seen = [(module, first)], {first}
-    roots: dict[str, bool] = {}
     while pending:
         name, path = pending.pop()
         for imported in _source(path).imports(name, path):
-            root = imported.split(".")[0]
-            if root not in roots:
-                roots[root] = root == top if top is not None else _lies_in(beside, root)
-            if not roots[root]:
-                continue
-            source = registry.find_source(imported)
-            if source is not None and source not in seen and source.suffix == ".py":
+            source = _file_below(beside, imported) if top in (None, imported.split(".")[0]) else None
+            if source is not None and source not in seen:
                 seen.add(source)
                 pending.append((imported, source))
     return frozenset(seen)
 
 
-def _lies_in(folder: Path, name: str) -> bool:
-    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+@functools.cache
+def _file_below(folder: Path, module: str) -> Path | None:
+    """The source of a module below a folder; None for modules from elsewhere, and for what is no module."""
+    place = folder.joinpath(*module.split("."))
+    candidates = (place / "__init__.py", place.parent / f"{place.name}.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 @dataclass(frozen=True)

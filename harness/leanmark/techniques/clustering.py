@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from annotated_types import Ge, Le
 
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.codecs import MAX_PALETTE
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import step
 from leanmark.results import Evidence
-from leanmark.stages import Array, Artifact, Context, TorchModel
+from leanmark.stages import Artifact, Context, TorchModel
 from leanmark.weights import distinct_values, finite_values, weight_parameters, weight_tensors
 
 if TYPE_CHECKING:

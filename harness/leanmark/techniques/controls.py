@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from leanmark.arrays import Array
 from leanmark.registry import ANY_STAGE, step
 from leanmark.results import Evidence
-from leanmark.stages import Array, Artifact, Context, Program, TorchModel
+from leanmark.stages import Artifact, Context, Program, TorchModel
 
 
 def nothing_changed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:

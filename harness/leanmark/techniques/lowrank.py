@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import step
 from leanmark.results import Evidence
-from leanmark.stages import Array, Artifact, Context, TorchModel
+from leanmark.stages import Artifact, Context, TorchModel
 from leanmark.weights import count_elements, finite_values, shared_parameters, weight_tensors
 
 if TYPE_CHECKING:

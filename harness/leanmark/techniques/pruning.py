@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Lt
 
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.graphs import quiet
-from leanmark.registry import Fraction, step
+from leanmark.registry import step
 from leanmark.results import Evidence
-from leanmark.stages import Array, Artifact, Context, TorchModel
+from leanmark.stages import Artifact, Context, TorchModel
 from leanmark.weights import (
     count_elements,
     count_zeros,
@@ -26,6 +27,7 @@ from leanmark.weights import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Fraction = Annotated[float, Ge(0), Lt(1)]
 # How far the sparsity counted may be from the one asked for.
 SPARSITY_TOLERANCE = 0.001
 # Two examples: a batch of one hides which axis is the batch.

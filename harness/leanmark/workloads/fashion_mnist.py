@@ -10,10 +10,10 @@ import hashlib
 import importlib.resources
 import io
 
-import numpy as np
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
-from leanmark.stages import Array, Split
+from leanmark.stages import Split
 
 FILE = "fashion-mnist-12k.npz"
 SHA256 = "714ed51e1104b38da5e5ef882afff566563e7d53c3aa53933abe19bad4bb8ddf"

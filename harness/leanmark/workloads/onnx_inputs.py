@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError, did_you_mean
-from leanmark.stages import Array
 
 TARGETS = "targets"
 

@@ -21,10 +21,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-import numpy as np
-
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError, StorageFull, did_you_mean
-from leanmark.stages import Array, Split
+from leanmark.stages import Split
 from leanmark.workloads import onnx_inputs
 
 if TYPE_CHECKING:

@@ -1,11 +1,19 @@
-"""Resident memory of this process."""
+"""What this process has of its machine: processors and memory."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 from pathlib import Path
+
+
+def available_cpus() -> list[int]:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def peak_rss_bytes() -> int:

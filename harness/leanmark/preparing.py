@@ -1,0 +1,108 @@
+"""Every trial of a plan prepared: from the store, or in a child process with a time limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from leanmark.declare.plan import trial_seconds
+from leanmark.errors import StorageFull
+from leanmark.judge.store import Journal
+from leanmark.planned import Planned, TrialName
+from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
+from leanmark.processes import Done, Job, Progress, run_jobs
+from leanmark.progress import Meter
+from leanmark.results import from_json, short_id, to_json
+
+
+def prepare_all(planned: Planned, journal: Journal, meter: Meter) -> dict[str, tuple[Prepared, ...]]:
+    """What became of every trial, by cell, in the order of the seeds.
+
+    What failed before a run was resumed is not tried again.
+    """
+    trials = planned.trials()
+    done: dict[TrialName, Prepared] = {}
+    for entry in journal.entries():
+        if entry["kind"] == "prepared":
+            before = from_json(Prepared, entry["prepared"])
+            if before.content is None:  # what lies in the store is looked up there
+                done[entry["cell"], entry["seed"]] = before
+    for name, trial in trials.items():
+        if name not in done and (cached := from_store(trial, planned.store)) is not None:
+            done[name] = cached
+    waiting = {name: trial for name, trial in trials.items() if name not in done}
+    total = sum(map(_seconds, waiting.values()))
+    for is_base in (True, False):  # base models first: everything else starts from them
+        batch = {name: trial for name, trial in waiting.items() if (not trial.steps) is is_base}
+        without = _without_base(batch, trials, done)
+        done |= without
+        for name, outcome in _prepare(
+            {name: trial for name, trial in batch.items() if name not in without}, planned, journal, meter, total
+        ):
+            done[name] = outcome
+    meter.reach("prepare", 1.0, "prepared")
+    cells = [cell for cell in planned.plan.cells if cell.skip is None]
+    return {cell.id: tuple(done[cell.id, seed] for seed in planned.plan.suite.seeds) for cell in cells}
+
+
+def _without_base(
+    batch: Mapping[TrialName, Trial], trials: Mapping[TrialName, Trial], done: Mapping[TrialName, Prepared]
+) -> dict[TrialName, Prepared]:
+    """The trials whose base model failed, with that failure."""
+    failed = {
+        (trials[name].workload.name, trials[name].seed): outcome
+        for name, outcome in done.items()
+        if not trials[name].steps and outcome.content is None
+    }
+    causes = {name: failed.get((trial.workload.name, trial.seed)) for name, trial in batch.items()}
+    return {
+        name: replace(cause, reason=f"its reference model could not be made: {cause.reason}")
+        for name, cause in causes.items()
+        if cause is not None
+    }
+
+
+def _prepare(
+    batch: Mapping[TrialName, Trial], planned: Planned, journal: Journal, meter: Meter, total_seconds: float
+) -> Iterator[tuple[TrialName, Prepared]]:
+    suite = planned.plan.suite
+    names = {f"{cell}#{seed}": (cell, seed) for cell, seed in batch}
+    queue = [
+        Job(
+            job,
+            "leanmark.prepare.child",
+            trial_message(batch[name], planned.store, suite.plugins),
+            suite.prepare_timeout_seconds,
+            paths=planned.paths,
+        )
+        for job, name in names.items()
+    ]
+    finished = meter.shares["prepare"]
+    under_way: dict[str, float] = {}
+    for event in run_jobs(queue, planned.jobs):
+        name = names[event.job.name]
+        share = _seconds(batch[name]) / total_seconds
+        if isinstance(event, Progress):
+            under_way[event.job.name] = share * event.fraction if not batch[name].steps else 0.0
+            meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: {event.text}")
+            continue
+        outcome = _outcome(event)
+        journal.append("prepared", cell=name[0], seed=name[1], prepared=to_json(outcome))
+        finished += share
+        under_way.pop(event.job.name, None)
+        meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: prepared")
+        yield name, outcome
+
+
+def _seconds(trial: Trial) -> float:
+    return trial_seconds(trial.workload, len(trial.steps))
+
+
+def _outcome(done: Done) -> Prepared:
+    """What a child answered, or the status of how it died."""
+    if done.death is not None:
+        return Prepared(done.death.status, done.death.reason)
+    assert done.answer is not None
+    if "full" in done.answer:
+        raise StorageFull("the disk is full", where=done.answer["full"])
+    return from_json(Prepared, done.answer["prepared"])
