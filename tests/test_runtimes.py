@@ -140,9 +140,9 @@ import numpy as np
 import leanmark.runtimes, leanmark.stages
 early = set(sys.modules)
 from pathlib import Path
-from leanmark import registry
+from leanmark import modules, registry
 runtime = registry.get_runtime("onnxruntime")
-session = registry.resolve(runtime.loader)(leanmark.stages.Artifact.open(Path(sys.argv[1])), 1, "cpu")
+session = modules.resolve(runtime.loader)(leanmark.stages.Artifact.open(Path(sys.argv[1])), 1, "cpu")
 answers = session.outputs(session.call(session.bind({"image": np.zeros((2, 1, 28, 28), np.float32)})))
 assert answers[0].shape == (2, 10)
 heavy = ["torch", "onnx", "onnxscript", "pandas", "pydantic", "scipy", "sklearn", "altair"]

@@ -77,6 +77,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     package = folder / "mypackage"
     package.mkdir()
+    # Nobody imports it; it must not take the place of Python's module of that name.
+    (folder / "queue.py").write_text("raise RuntimeError('this is not the queue you are looking for')\n")
     parts = "from torch import nn\n\n\ndef hidden(width):\n    return nn.Linear(4, width)\n"
     files = {"__init__.py": "", "net.py": NET, "parts.py": parts, "data.py": DATA, "score.py": SCORE}
     for name, text in files.items():

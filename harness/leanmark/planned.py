@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leanmark import registry
+from leanmark import modules, registry
 from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
@@ -58,7 +58,7 @@ class Planned:
 
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
-        with registry.import_path(*self.paths):
+        with modules.import_path(*self.paths):
             return estimate(self.plan, lambda cell: self.cached(cell) is not None, self.jobs)
 
 

@@ -58,18 +58,14 @@ class Child:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.started = time.monotonic()
         self._oom_kills = _oom_kills()
-        search = [*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **thread_environment(threads)}
-        if search:
-            environment["PYTHONPATH"] = os.pathsep.join(search)
         try:
             self.process = subprocess.Popen(
-                [python, "-P", "-m", module, str(theirs.fileno())],
+                [python, "-P", "-m", module, str(theirs.fileno()), *map(str, paths)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env={**os.environ, **thread_environment(threads)},
                 start_new_session=True,
             )
         finally:

@@ -9,16 +9,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import sys
 import typing
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanmark.errors import InvalidInput, did_you_mean
+from leanmark.errors import InvalidInput, Position, did_you_mean
 from leanmark.results import Evidence, StepSpec
 from leanmark.stages import Artifact, Program, Stage, TorchModel
 
@@ -178,21 +174,17 @@ def load_builtins() -> None:
         points = entry_points()
         for group in ("leanmark.steps", "leanmark.workloads", "leanmark.runtimes"):
             for point in points.select(group=group):
-                _import_plugin(point.value.split(":", 1)[0])
+                load_plugin(point.value.split(":", 1)[0])
 
 
-def load_plugins(modules: Iterable[str]) -> None:
-    """Import the modules that a suite names under `plugins`."""
-    for module in modules:
-        _import_plugin(module)
-
-
-def _import_plugin(module: str) -> None:
+def load_plugin(module: str, where: Position | None = None) -> None:
+    """Import a module that registers steps, workloads or runtimes; `where` is the place that names it."""
     try:
         importlib.import_module(module)
     except Exception as error:
         raise InvalidInput(
             f"the plug-in '{module}' cannot be imported: {type(error).__name__}: {error}",
+            where=where,
             do="Install it, or take it out of the suite.",
         ) from error
 
@@ -252,48 +244,3 @@ def _parameters(function: StepFunction, name: str) -> type[BaseModel]:
         }
         _models[name] = create_model(name, __config__=ConfigDict(extra="forbid", strict=False), **fields)
     return _models[name]
-
-
-@contextmanager
-def import_path(*folders: Path) -> Generator[None]:
-    """Let modules in these folders be imported, before installed ones."""
-    added = [str(folder) for folder in folders]
-    sys.path[:0] = added
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        for folder in added:
-            sys.path.remove(folder)
-
-
-_sources: dict[tuple[str, tuple[str, ...]], Path] = {}
-
-
-def find_source(module: str) -> Path | None:
-    """The file of a Python module, found without importing anything; None if there is none."""
-    asked = (module, tuple(sys.path))
-    if asked not in _sources:
-        search: list[str] | None = list(sys.path)
-        spec = None
-        parts = module.split(".")
-        for index in range(len(parts)):
-            spec = PathFinder.find_spec(".".join(parts[: index + 1]), search)
-            if spec is None:
-                return None
-            search = list(spec.submodule_search_locations or [])
-        if spec is None or spec.origin is None:
-            return None
-        _sources[asked] = Path(spec.origin)
-    return _sources[asked]
-
-
-def resolve(reference: str) -> Any:
-    """The object that "package.module:name" names. Raises InvalidInput if it cannot be had."""
-    module, _, name = reference.partition(":")
-    if not module or not name:
-        raise InvalidInput(f"'{reference}' is not of the form package.module:name")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InvalidInput(f"'{reference}' cannot be imported: {error}") from error

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from leanmark import assembly, registry
+from leanmark import assembly, modules
 from leanmark.assembly import Findings
 from leanmark.declare.plan import Plan
 from leanmark.errors import InvalidInput, StorageFull
@@ -44,7 +44,7 @@ def run_suite(name: str, options: Options, advance: Advance) -> tuple[Run, Path]
     ends it, no child process is left behind.
     """
     planned = plan_suite(name, options)
-    with registry.import_path(*planned.paths):
+    with modules.import_path(*planned.paths):
         journal = _open_journal(planned, options)
         try:
             return _run(planned, journal, advance), journal.folder

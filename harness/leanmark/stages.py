@@ -275,7 +275,7 @@ def build(builder: str, config: Mapping[str, Any]) -> nn.Module:
     """Call a builder. Raises PreparationError if it returns no module."""
     from torch import nn
 
-    from leanmark.registry import resolve
+    from leanmark.modules import resolve
 
     module = resolve(builder)(**config)
     if not isinstance(module, nn.Module):

@@ -140,6 +140,19 @@ def test_an_onnx_workload_needs_its_files(tmp_path: Path):
 def test_a_plugin_that_cannot_be_imported(tmp_path: Path):
     error = refused(tmp_path, GOOD + "plugins: [no_such_plugin]\n")
     assert "the plug-in 'no_such_plugin' cannot be imported" in error.what
+    assert isinstance(error.where, Position)
+    assert error.where.line == GOOD.count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    "line", ["plugins: [queue]", 'workloads: [{name: mine, model: "queue:build", data: "m:splits"}]']
+)
+def test_a_module_named_like_one_of_pythons(tmp_path: Path, line: str):
+    suite = GOOD + f"{line}\n" if line.startswith("plugins") else GOOD.replace("workloads: [lenet-300-100]", line)
+    (tmp_path / "queue.py").write_text("def build(): ...\n")
+    error = refused(tmp_path, suite)
+    assert error.what == "'queue' is the name of a module of Python's own"
+    assert error.do == "Give your module another name."
 
 
 def test_too_many_cells(tmp_path: Path):

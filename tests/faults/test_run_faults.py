@@ -12,7 +12,7 @@ import pytest
 
 from leanmark.judge.store import read_run
 from leanmark.results import Result, Status
-from running import leanmark
+from running import PROGRAM, leanmark
 
 PROJECT = Path(__file__).parent / "project"
 
@@ -110,7 +110,18 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
         )
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "leanmark.cli", "run", suite.name, "--out", str(tmp_path / "runs"), "--only", "waits"],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "leanmark.cli",
+            "run",
+            suite.name,
+            "--out",
+            str(tmp_path / "runs"),
+            "--only",
+            "waits",
+        ],
         cwd=project,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -134,12 +145,10 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
 
 def test_a_killed_run_leaves_no_children_and_resumes(project: Path, tmp_path: Path):
     suite = project / "killed.yaml"
-    suite.write_text(
-        SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}]\n"
-    )
+    suite.write_text(SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}]\n")
     out = tmp_path / "runs"
     process = subprocess.Popen(
-        [sys.executable, "-m", "leanmark.cli", "run", suite.name, "--out", str(out)],
+        [sys.executable, *PROGRAM, "run", suite.name, "--out", str(out)],
         cwd=project,
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from leanmark import registry
+from leanmark import modules, registry
 from leanmark.declare.document import Document, Location, parse
 from leanmark.declare.schema import (
     IMPORT_PATTERN,
@@ -77,8 +77,10 @@ def load(path: Path) -> Suite:
     except ValidationError as error:
         raise explain(error, document, (), SuiteDeclaration) from None
     folder = path.resolve().parent
-    with registry.import_path(folder):
-        registry.load_plugins(declared.plugins)
+    with modules.import_path(folder):
+        for index, plugin in enumerate(declared.plugins):
+            _check_name(plugin, ("plugins", index), document)
+            registry.load_plugin(plugin, document.position(("plugins", index)))
     workloads = tuple(_workloads(declared, document, folder))
     recipes = tuple(_recipes(declared, document))
     targets = tuple(_targets(declared, document))
@@ -165,12 +167,22 @@ def _check_metric(metric: str, location: Location, document: Document, folder: P
         )
 
 
+def _check_name(module: str, location: Location, document: Document) -> None:
+    if modules.is_pythons_own(module):
+        raise InvalidInput(
+            f"'{module}' is the name of a module of Python's own",
+            where=document.position(location),
+            do="Give your module another name.",
+        )
+
+
 def _check_import(reference: str, location: Location, document: Document, folder: Path) -> None:
     if not re.match(IMPORT_PATTERN, reference):
         raise InvalidInput(f"'{reference}' is not of the form package.module:name", where=document.position(location))
     module = reference.partition(":")[0]
-    with registry.import_path(folder):
-        if registry.find_source(module) is None:
+    _check_name(module, location, document)
+    with modules.import_path(folder):
+        if modules.find_source(module) is None:
             raise InvalidInput(
                 f"there is no module '{module}'",
                 where=document.position(location),

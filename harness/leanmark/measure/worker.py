@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leanmark import modules
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, inherited
@@ -32,7 +33,6 @@ class Side:
     """A loaded artifact and its inputs."""
 
     def __init__(self, message: Message) -> None:
-        from leanmark import registry
         from leanmark.stages import Artifact
         from leanmark.workloads.splits import open_split
 
@@ -42,7 +42,7 @@ class Side:
         self.extra_call_every = artifact.delivery.extra_call_every
         self.split = open_split(Path(message["splits"]), "test")
         # By name, not from the registry: knowing every technique is not part of a deployment.
-        loader = registry.resolve(message["loader"])
+        loader = modules.resolve(message["loader"])
         wanted = max(_EXAMPLES, self.batch)
         examples = {name: np.array(array[:wanted]) for name, array in self.split.inputs.items()}
         memory = [rss_and_uss_bytes()]
@@ -100,9 +100,7 @@ class Side:
         if self.split.targets is not None:
             arrays["targets"] = np.ascontiguousarray(self.split.targets)
         if ":" in self.metric:
-            from leanmark import registry
-
-            arrays |= _scores(registry.resolve(self.metric), outputs[0], np.array(self.split.targets))
+            arrays |= _scores(modules.resolve(self.metric), outputs[0], np.array(self.split.targets))
         return {"outputs": len(outputs), "rss_peak_bytes": peak_rss_bytes()}, arrays
 
 
@@ -152,8 +150,9 @@ def _pin(cpus: list[int]) -> bool:
     return os.sched_getaffinity(0) == set(cpus)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, *paths: str) -> None:
     """Answer requests until the parent hangs up."""
+    modules.look_in(map(Path, paths))
     channel = inherited(descriptor)
     try:
         _serve(channel)
@@ -191,4 +190,4 @@ def _serve(channel: Channel) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

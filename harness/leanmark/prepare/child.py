@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from leanmark import registry
+from leanmark import modules, registry
 from leanmark.channel import Channel, inherited
 from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
 from leanmark.prepare.artifacts import Store
@@ -19,13 +19,15 @@ from leanmark.registry import Workload
 from leanmark.results import Status, StepSpec, to_json
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, *paths: str) -> None:
     """Answer one message and end."""
+    modules.look_in(map(Path, paths))
     channel = inherited(descriptor)
     message = channel.receive()
     threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
     _one_thread()
-    registry.load_plugins(message["plugins"])
+    for plugin in message["plugins"]:
+        registry.load_plugin(plugin)
     trial = Trial(
         Workload(**message["workload"]),
         tuple(StepSpec(name, params) for name, params in message["steps"]),
@@ -81,4 +83,4 @@ def _end_with_parent(channel: Channel) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

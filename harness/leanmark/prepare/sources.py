@@ -15,7 +15,7 @@ from typing import Any
 
 import platformdirs
 
-from leanmark import registry
+from leanmark import modules
 from leanmark.errors import InvalidInput
 from leanmark.results import canonical_json
 
@@ -34,7 +34,7 @@ def source_hash(module: str) -> str:
     Followed are imports within the same top-level package, and, for modules that
     are not installed, within the same folder. Comments do not count.
     """
-    first = registry.find_source(module)
+    first = modules.find_source(module)
     if first is None:
         raise InvalidInput(f"the source of module '{module}' cannot be found")
     beside = first.parents[len(module.split(".")) - 1 + (first.name == "__init__.py")]

@@ -71,7 +71,7 @@ def load(workload: Workload, folder: Path | None = None) -> dict[str, Split]:
 
 
 def _call(reference: str, where: str) -> object:
-    from leanmark.registry import resolve
+    from leanmark.modules import resolve
 
     try:
         return resolve(reference)()
