@@ -111,9 +111,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def real(folder: Path, name: str, artifact: str, **changes: object) -> Side:
-    settings = {"extra_call_every": 2 if artifact == "half" else None, **changes}
-    return Side(name, folder / artifact, Target(), folder / "splits", **settings)  # type: ignore[arg-type]
+def real(folder: Path, name: str, artifact: str) -> Side:
+    every = 2 if artifact == "half" else None
+    return Side(name, folder / artifact, Target(), folder / "splits", extra_call_every=every)
 
 
 def test_a_slowdown_of_half_is_seen_and_a_dead_side_is_not_in_the_way(folder: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from leanmark.results import (
     Cell,
@@ -186,7 +187,7 @@ def _block(draw: random.Random, workload: str, score: float, macs: int, paramete
             difference=None if loss is None else interval(loss, abs(loss) * 0.6 + 0.0008, 2000, "paired bootstrap"),
             answers_changed=None if loss is None else min(1.0, 3 * abs(loss)),
         )
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "cell": where,
             "status": Status.OK,
             "artifact": f"{draw.getrandbits(256):064x}",
@@ -199,7 +200,7 @@ def _block(draw: random.Random, workload: str, score: float, macs: int, paramete
             "cold_start": _cold_start(draw, where.role is Role.EAGER),
             "cost": Cost(draw.uniform(0.4, 31.0), 612_000_000, cached=draw.random() < 0.3),
         }
-        return Result(**(fields | more))  # type: ignore[arg-type]  # a dict of fields, typed by the dataclass
+        return Result(**(fields | more))
 
     results = [
         measured(cell("fp32", Role.REFERENCE), 1.0, None, full),
