@@ -1,9 +1,11 @@
 """A user's own models, one of them a file for batches of two, from outside the checkout to what they take home."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,9 +200,10 @@ def test_a_duel_needs_no_suite(project: Path):
     sides = ["exported.onnx", "exported.onnx", "--data", "inputs.npz"]
     alone = leanmark("duel", *sides, "--launches", "4", cwd=project)  # one example a call does not fit it
     assert alone.returncode == 2
-    assert "cannot be run" in alone.stderr
+    assert "takes 2 examples a call, not 1" in alone.stderr
+    assert "Use --batch 2." in alone.stderr
     sides += ["--batch", "2"]
-    done = leanmark("duel", *sides, "--budget", "0.4", "--launches", "4", "--json", cwd=project)
+    done = leanmark("duel", *sides, "--budget", "400ms", "--launches", "4", "--json", cwd=project)
     assert done.returncode == 0, done.stderr
     duel = json.loads(done.stdout)
     assert duel["ratio"]["low"] < 1.1
@@ -210,3 +213,86 @@ def test_a_duel_needs_no_suite(project: Path):
     assert "own.yaml: is no ONNX model" in wrong.stderr
     missing = leanmark("duel", "exported.onnx", "exported.onnx", "--data", "nothing.npz", cwd=project)
     assert missing.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"y": np.zeros((4, 4), np.float32)}, "holds no array 'x', only y"),
+        ({"x": np.zeros((4, 4))}, "'x' is float64, but exported.onnx takes float32"),
+        ({"x": np.zeros((4, 5), np.float32)}, "'x' has shape [4, 5], but exported.onnx takes [2, 4]"),
+        ({"x": np.zeros((0, 4), np.float32)}, "holds no examples"),
+    ],
+)
+def test_a_duel_names_what_is_wrong_with_the_inputs(project: Path, tmp_path: Path, arrays: dict[str, Any], says: str):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    done = leanmark(
+        "duel", "exported.onnx", "exported.onnx", "--data", str(tmp_path / "bad.npz"), "--batch", "2", cwd=project
+    )
+    assert done.returncode == 2
+    assert f"bad.npz: {says}" in done.stderr
+
+
+def test_the_technique_of_the_readme_works(project: Path):
+    readme = Path(__file__).parents[1] / "README.md"
+    (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    (project / "halves.py").write_text(block)
+    suite = SUITE.split("recipes:")[0].replace("  - {onnx: exported.onnx, inputs: inputs.npz, name: exported}\n", "")
+    (project / "halves.yaml").write_text(
+        suite.replace("suite: own", "suite: halves") + "recipes:\n  halves: [mine.halves]\nplugins: [halves]\n"
+        "targets: [{}]\ncontrols: off\nmeasure: {budget: 40ms, launches: 4}\n"
+    )
+    done = leanmark("run", "halves.yaml", "--out", "halves-runs", cwd=project)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (folder,) = (project / "halves-runs").iterdir()
+    result = next(result for result in read_run(folder).results if result.cell.recipe == "halves")
+    assert result.evidence[0].effective
+    assert result.evidence[0].facts["halves"] == result.evidence[0].facts["weights"] > 0
+
+
+def test_only_one_split_beside_the_test_split_is_needed(project: Path):
+    data = (project / "mypackage" / "data.py").read_text()
+    (project / "mypackage" / "few.py").write_text(
+        data + "\n\ndef few():\n    return {name: splits()[name] for name in ('calibration', 'test')}\n"
+        "\n\ndef one():\n    return {'test': splits()['test']}\n"
+    )
+    for name, code in (("few", 0), ("one", 5)):
+        suite = f"""\
+suite: {name}
+workloads: [{{name: {name}, model: "mypackage.net:build", data: "mypackage.few:{name}"}}]
+recipes: {{int8: [export.onnx, quantize.static]}}
+targets: [{{}}]
+controls: off
+measure: {{budget: 40ms, launches: 4}}
+"""
+        (project / f"{name}.yaml").write_text(suite)
+        done = leanmark("run", f"{name}.yaml", "--out", f"{name}-runs", cwd=project)
+        assert done.returncode == code, done.stderr + done.stdout
+    (folder,) = (project / "one-runs").iterdir()
+    advice = "Let it return validation or calibration or train; test data never reach a step."
+    for result in read_run(folder).results:
+        assert f"'mypackage.few:one' gives no validation split. {advice}" in result.reason
+
+
+def test_a_suite_of_the_users_own_fits_the_schema(project: Path):
+    import jsonschema
+    from ruamel.yaml import YAML
+
+    schema = json.loads(leanmark("schema", cwd=project).stdout)
+    checker = jsonschema.Draft202012Validator(schema)
+    read = YAML(typ="safe", pure=True)
+    quick = Path(__file__).parents[1] / "suites" / "quick.yaml"
+    for path in (project / "own.yaml", quick):
+        assert not list(checker.iter_errors(read.load(path)))
+    wrong = read.load(quick) | {"measure": {"budget": "nonsense"}}
+    assert [list(error.path) for error in checker.iter_errors(wrong)] == [["measure", "budget"]]
+
+
+def test_a_step_is_explained(project: Path):
+    done = leanmark("list", "steps", "quantize.static", cwd=project)
+    assert done.returncode == 0
+    assert "per_channel" in done.stdout
+    assert "Evidence:" in done.stdout
+    unknown = leanmark("list", "steps", "quantize.statik", cwd=project)
+    assert unknown.returncode == 2
+    assert "Did you mean 'quantize.static'?" in unknown.stderr

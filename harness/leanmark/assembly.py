@@ -12,8 +12,6 @@ from leanmark.measure.paired import Launch
 from leanmark.prepare.recipe import Prepared
 from leanmark.results import Cell, ColdStart, Interval, Quality, Result, Role, Status
 
-# A cell is noisy when more than this share of its turns was disturbed.
-NOISY_SHARE = 0.3
 # A side against itself: no measurement, so no samples.
 ITSELF = Interval(1.0, 1.0, 1.0, stats.LEVEL, 0, "by definition")
 
@@ -133,7 +131,7 @@ def _status(result: Result, block: Sequence[Cell], findings: Findings) -> tuple[
     if death is not None:
         found.append((death.status, f"while it was measured: {death.reason}"))
     found.append(_wrong(cell, inspected))
-    if result.timing is not None and result.timing.disturbed_turns > NOISY_SHARE:
+    if result.timing is not None and result.timing.noisy:
         found.append(
             (Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs")
         )
@@ -193,14 +191,18 @@ def control_warnings(
             continue
         interval = ratio.interval(level)
         shown = f"{interval.value:.3f}x [{interval.low:.3f}, {interval.high:.3f}]"
+        if len(controls) > 1:
+            shown += f" at {100 * level:.4g} %, the level for {len(controls)} controls together"
         if result.truth == 1.0 and (interval.low > 1 + tolerance or interval.high < 1 / (1 + tolerance)):
             warnings.append(
                 f"control failed: {result.cell.id} is the same model as its reference but reads {shown}; "
                 "do not trust differences of this size"
             )
         if result.truth not in (None, 1.0) and not interval.excludes(1.0):
+            busy = result.timing is not None and result.timing.noisy
+            cause = "while other programs disturb this machine" if busy else "with this budget"
             warnings.append(
                 f"control failed: {result.cell.id} is {result.truth:.3f}x by construction but reads {shown}; "
-                "such a slowdown cannot be seen with this budget"
+                f"such a slowdown cannot be seen {cause}"
             )
     return tuple(warnings)

@@ -14,8 +14,8 @@ from leanmark.runtimes import supported
 Entry = dict[str, Any]
 
 
-def entries(what: str, runs: Path | None = None) -> list[Entry]:
-    """All steps, workloads, suites, runtimes or runs. Raises InvalidInput for another word."""
+def entries(what: str, name: str | None = None, runs: Path | None = None) -> list[Entry]:
+    """All steps, workloads, suites, runtimes or runs, or the one of this name. Raises InvalidInput."""
     kinds = {
         "steps": _steps,
         "workloads": _workloads,
@@ -25,7 +25,14 @@ def entries(what: str, runs: Path | None = None) -> list[Entry]:
     }
     if what not in kinds:
         raise InvalidInput(f"nothing is called '{what}' here", do=did_you_mean(what, kinds))
-    return kinds[what]()
+    found = kinds[what]()
+    if name is None:
+        return found
+    chosen = [entry for entry in found if name == entry.get("name", entry.get("id"))]
+    if not chosen:
+        known = [str(entry.get("name", entry.get("id"))) for entry in found]
+        raise InvalidInput(f"there is no {what.removesuffix('s')} '{name}'", do=did_you_mean(name, known))
+    return chosen
 
 
 def _steps() -> list[Entry]:

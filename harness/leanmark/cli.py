@@ -28,9 +28,27 @@ app = typer.Typer(
 )
 
 Suite = Annotated[str, typer.Argument(help="Name of a built-in suite, or path of a suite file.")]
+Run = Annotated[str, typer.Argument(help="Id or folder of a run, or 'latest', the last one that was finished.")]
 Only = Annotated[Optional[list[str]], typer.Option("--only", help="Only cells whose id holds this text; repeatable.")]
-Budget = Annotated[Optional[float], typer.Option("--budget", min=0.01, help="Seconds of turns a cell.")]
-Launches = Annotated[Optional[int], typer.Option("--launches", min=4, max=1000, help="Fresh sets of worker processes.")]
+
+
+def _duration(text: str) -> float:
+    from leanmark.declare.units import seconds
+
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Budget = Annotated[
+    Optional[float],
+    typer.Option("--budget", parser=_duration, metavar="TIME", help="Turns a cell, as 500ms; default: the suite's."),
+]
+Launches = Annotated[
+    Optional[int],
+    typer.Option("--launches", min=4, max=1000, help="Fresh sets of worker processes; default: the suite's."),
+]
 Jobs = Annotated[Optional[int], typer.Option("--jobs", min=1, help="Preparations side by side; default: all cores.")]
 Runs = Annotated[
     Optional[Path], typer.Option("--out", help="Folder of runs; default: $LEANMARK_RUNS or leanmark-runs.")
@@ -144,6 +162,7 @@ def plan(
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="steps, workloads, suites, runtimes or runs.")],
+    name: Annotated[Optional[str], typer.Argument(help="One of them, with all that is known of it.")] = None,
     out: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -151,16 +170,18 @@ def list_(
     from leanmark.catalogue import entries
     from leanmark.publish import listing
 
-    found = entries(what, out)
+    found = entries(what, name, out)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
+    elif name is not None:
+        listing.print_entry(found[0])
     else:
         listing.print_entries(what, found)
 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="Id or folder of a run, or 'latest'.")],
+    run: Run,
     out: Runs = None,
     as_json: AsJson = False,
 ) -> None:
@@ -169,7 +190,7 @@ def report(
     from leanmark.publish.console import make_console
     from leanmark.publish.summary import print_run
 
-    folder = store.find_run(run, out or store.default_runs())
+    folder = store.find_run(run, out or store.default_runs(), finished=True)
     if as_json:
         store.read_run(folder)
         typer.echo((folder / store.DOCUMENT if folder.is_dir() else folder).read_text(), nl=False)
@@ -185,7 +206,10 @@ def duel(
     first: Annotated[Path, typer.Argument(metavar="A.onnx", help="The one that is asked about.")],
     second: Annotated[Path, typer.Argument(metavar="B.onnx", help="The one it is compared with.")],
     data: Annotated[Path, typer.Option("--data", help="Inputs: an .npz with an array for each of the models' inputs.")],
-    budget: Annotated[float, typer.Option("--budget", min=0.01, help="Seconds of turns a side.")] = 5.0,
+    budget: Annotated[
+        Optional[float],
+        typer.Option("--budget", parser=_duration, metavar="TIME", help="Turns a side, as 500ms; default: 5s."),
+    ] = None,
     launches: Annotated[int, typer.Option("--launches", min=4, max=1000, help="Fresh pairs of processes.")] = 5,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads a side.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Examples a call.")] = 1,
@@ -199,7 +223,7 @@ def duel(
 
     console = make_console(stderr=as_json)
     with running(console) as advance:
-        outcome = fight(first, second, data, budget, launches, threads, batch, advance)
+        outcome = fight(first, second, data, budget or 5.0, launches, threads, batch, advance)
     if as_json:
         typer.echo(json.dumps(to_json(outcome), indent=1))
     else:
@@ -208,7 +232,7 @@ def duel(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="Id or folder of a run, or 'latest'.")],
+    run: Run,
     cell: Annotated[str, typer.Argument(help="Id of a cell, or as much of it as is unique.")],
     to: Annotated[Optional[Path], typer.Option("--to", help="Folder to write; default: named after the cell.")] = None,
     out: Runs = None,
@@ -217,8 +241,10 @@ def export(
     from leanmark.delivery import export_cell
     from leanmark.judge import store
 
-    folder = export_cell(store.find_run(run, out or store.default_runs()), cell, to)
+    folder, needs = export_cell(store.find_run(run, out or store.default_runs(), finished=True), cell, to)
     typer.echo(f"Wrote {folder}; try: python {folder / 'load.py'}")
+    if needs is not None:
+        typer.echo(f"It imports {needs}: put the folder that holds it into PYTHONPATH.")
 
 
 @app.command()

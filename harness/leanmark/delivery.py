@@ -43,6 +43,8 @@ session = onnxruntime.InferenceSession(program.onnx)
 if __name__ == "__main__":
     for value in session.get_inputs():
         print("input ", value.name, value.shape, value.type)
+    for value in session.get_outputs():
+        print("output", value.name, value.shape, value.type)
     # answers = session.run(None, {{"{input}": array}})
 '''
 
@@ -61,8 +63,11 @@ if __name__ == "__main__":
 '''
 
 
-def export_cell(run: Path, cell: str, to: Path | None) -> Path:
-    """Write the artifact of one cell of a run; returns the folder. Raises InvalidInput."""
+def export_cell(run: Path, cell: str, to: Path | None) -> tuple[Path, str | None]:
+    """Write the artifact of one cell of a run. Raises InvalidInput.
+
+    Returns the folder, and the user's module that its script imports, if there is one.
+    """
     result = find_result(runs.read_run(run).results, cell)
     if result.artifact is None:
         raise InvalidInput(f"{result.cell.id} has no artifact: {result.status} ({result.reason})")
@@ -81,7 +86,9 @@ def export_cell(run: Path, cell: str, to: Path | None) -> Path:
         for path in artifact.files():
             shutil.copyfile(path, folder / path.name)
         (folder / "load.py").write_text(_script(artifact, result))
-    return folder
+    builder = artifact.manifest.get("builder") if artifact.stage is not Program else None
+    needs = None if builder is None or builder.startswith("leanmark.") else builder.partition(":")[0]
+    return folder, needs
 
 
 def find_result(results: tuple[Result, ...], cell: str) -> Result:

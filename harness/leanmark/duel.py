@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from leanmark import stats
+from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError
 from leanmark.host import available_cpus
@@ -17,7 +19,7 @@ from leanmark.measure.sides import Side
 from leanmark.processes import kill_all
 from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Timing
-from leanmark.stages import Program, Split, save
+from leanmark.stages import Artifact, Program, Split, save
 from leanmark.workloads import splits
 
 
@@ -55,8 +57,13 @@ def fight(
     with tempfile.TemporaryDirectory(prefix="leanmark-duel-") as scratch:
         root = Path(scratch)
         target = Target(threads=threads, batch=batch)
-        _store_inputs(data, root / "splits")
+        if threads > len(available_cpus()):
+            raise InvalidInput(f"{threads} threads are more than the {len(available_cpus())} processors there are")
+        arrays = _read_inputs(data)
+        splits.store({"test": Split(arrays)}, root / "splits")
         sides = [_side(path, name, root, target) for name, path in (("second", second), ("first", first))]
+        for side, path in zip(sides, (second, first), strict=True):
+            _check_inputs(side, path, arrays, data, batch)
         done: list[Launch] = []
         try:
             for number in range(launches):
@@ -105,7 +112,30 @@ def _side(path: Path, name: str, root: Path, target: Target) -> Side:
     return Side(name, folder, target, root / "splits")
 
 
-def _store_inputs(data: Path, root: Path) -> None:
+def _check_inputs(side: Side, model: Path, arrays: Mapping[str, Array], data: Path, batch: int) -> None:
+    """Names, types and ranks of the examples must be those that the model takes. Raises InvalidInput."""
+    from onnx import helper
+
+    graph = Artifact.open(side.artifact).proto().graph
+    weights = {tensor.name for tensor in graph.initializer}
+    wanted = {value.name: value.type.tensor_type for value in graph.input if value.name not in weights}
+    for name in sorted(wanted.keys() - arrays.keys()):
+        advice = f"{model} takes {', '.join(sorted(wanted))}."
+        raise InvalidInput(f"holds no array '{name}', only {', '.join(sorted(arrays))}", where=data, do=advice)
+    for name, tensor in wanted.items():
+        kind, array = helper.tensor_dtype_to_np_dtype(tensor.elem_type), arrays[name]
+        if array.dtype != kind:
+            raise InvalidInput(f"'{name}' is {array.dtype}, but {model} takes {kind}", where=data)
+        shape = [axis.dim_value or axis.dim_param or "?" for axis in tensor.shape.dim]
+        first = shape[0] if shape else None
+        if isinstance(first, int) and first != batch:
+            raise InvalidInput(f"takes {first} examples a call, not {batch}", where=model, do=f"Use --batch {first}.")
+        fixed = [(own, given) for own, given in zip(shape[1:], array.shape[1:], strict=False) if isinstance(own, int)]
+        if tensor.HasField("shape") and (len(shape) != array.ndim or any(own != given for own, given in fixed)):
+            raise InvalidInput(f"'{name}' has shape {list(array.shape)}, but {model} takes {shape}", where=data)
+
+
+def _read_inputs(data: Path) -> dict[str, Array]:
     try:
         stored = np.load(data, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -118,4 +148,4 @@ def _store_inputs(data: Path, root: Path) -> None:
         raise InvalidInput("holds no examples", where=data, do="Every array needs examples along its first axis.")
     if len({len(array) for array in arrays.values()}) > 1:
         raise InvalidInput("its arrays have different numbers of examples", where=data)
-    splits.store({"test": Split(arrays)}, root)
+    return arrays

@@ -42,6 +42,11 @@ class LeanmarkError(Exception):
         super().__init__(self.message)
 
     @property
+    def sentence(self) -> str:
+        """What happened and what to do, on one line and without the place."""
+        return f"{self.what}. {self.do}" if self.do else self.what
+
+    @property
     def message(self) -> str:
         place = f"{self.where}: " if self.where is not None else ""
         advice = f"\n  {self.do}" if self.do else ""

@@ -218,6 +218,7 @@ class _Block:
         if launch.disturbed_share() > _REPEAT_SHARE:
             self.meter.tell("measure", f"{label}, again: other programs disturbed it")
             launch = min(launch, attempt(), key=lambda item: (len(item.deaths), item.disturbed_share()))
+        self.meter.reach("measure", start + self.share, label)
         name = f"{_slug(self.name)}-{number}"
         runs.write_samples(self.journal.folder, name, launch.arrays())
         self.journal.append("launch", block=self.name, samples=name, facts=to_json(launch.facts))

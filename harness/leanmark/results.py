@@ -160,6 +160,10 @@ class Quality:
     answers_changed: float | None = None  # fraction of test examples whose answer differs
 
 
+# A side is noisy when more than this share of its turns was disturbed.
+NOISY_SHARE = 0.3
+
+
 @dataclass(frozen=True)
 class Timing:
     """Latency of one side alone, in seconds a call; tails only with enough samples."""
@@ -174,6 +178,11 @@ class Timing:
     calls_per_second: float
     cpu_per_wall: float
     disturbed_turns: float  # fraction
+
+    @property
+    def noisy(self) -> bool:
+        """Whether other programs disturbed too many turns."""
+        return self.disturbed_turns > NOISY_SHARE
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _open_journal(planned: Planned, options: Options) -> runs.Journal:
     suite = planned.plan.suite
     digest = _digest(planned)
     if options.resume is not None:
-        journal = runs.Journal(runs.find_run(options.resume, root))
+        journal = runs.Journal(runs.find_run(options.resume, root, finished=False))
         _check_same_plan(journal, digest)
         return journal
     journal = runs.Journal(_new_folder(root, suite.name))

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_run_comes_back_as_it_was(folder: Path):
     assert read_run(folder) == realistic_run()
     assert [item.id for item in list_runs(folder.parent)] == [folder.name]
-    assert find_run("latest", folder.parent) == folder
+    assert find_run("latest", folder.parent, finished=True) == folder
 
 
 def test_the_document_holds_what_pytest_benchmark_needs(folder: Path):
@@ -60,7 +60,7 @@ def test_a_damaged_document_is_refused(folder: Path, damage: Callable[[str], str
 
 def test_an_unknown_run_is_named_with_the_nearest(folder: Path):
     with pytest.raises(InvalidInput) as raised:
-        find_run(folder.name[:-1] + "x", folder.parent)
+        find_run(folder.name[:-1] + "x", folder.parent, finished=True)
     assert raised.value.do is not None
     assert folder.name in raised.value.do
 

@@ -9,37 +9,30 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from leanmark import registry
+from leanmark.declare import units
 from leanmark.declare.document import Document, Location
 from leanmark.errors import InvalidInput, did_you_mean
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$"
 IMPORT_PATTERN = r"^[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-_SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-
-
-def _seconds(value: object) -> object:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h)\s*", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("a time needs a number and a unit: 500ms, 1s, 2min, 1h")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def _percent(value: object) -> object:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|pp)\s*", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("a tolerance needs a number and a unit: 2% or 0.5pp")
-    return float(match[1]) / 100
 
 
 def _switch(value: object) -> object:
     return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str), Field(gt=0, le=7 * 86400)]
-Tolerance = Annotated[float, BeforeValidator(_percent, json_schema_input_type=str), Field(ge=0, le=1)]
+def _as_text(pattern: str, *examples: str) -> WithJsonSchema:
+    """What an editor is told: the text that a file holds, not the number that it becomes."""
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
+
+
+Seconds = Annotated[float, BeforeValidator(units.seconds), _as_text(units.TIME_PATTERN, "500ms", "2s", "1min")]
+Tolerance = Annotated[
+    float, BeforeValidator(units.share), Field(ge=0, le=1), _as_text(units.SHARE_PATTERN, "2%", "0.5pp")
+]
 Switch = Annotated[bool, BeforeValidator(_switch, json_schema_input_type=Literal["on", "off"] | bool)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 ImportName = Annotated[str, Field(pattern=IMPORT_PATTERN)]
@@ -127,6 +120,13 @@ class SuiteDeclaration(_Strict):
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a suite, for editors."""
     schema = SuiteDeclaration.model_json_schema()
+    own = {"ModelWorkload": ModelWorkload, "OnnxWorkload": OnnxWorkload}
+    schema["$defs"] |= {name: model.model_json_schema() for name, model in own.items()}
+    workload_names = [workload.name for workload in registry.workloads()]
+    schema["properties"]["workloads"]["items"] = {
+        "anyOf": [{"enum": workload_names}, {"type": "string"}, *({"$ref": f"#/$defs/{name}"} for name in own)]
+    }
+    _drop_numeric_defaults(schema)
     step_schemas = {step.name: step.parameters.model_json_schema() for step in registry.steps()}
     step_object = {
         "type": "object",
@@ -147,6 +147,20 @@ def json_schema() -> dict[str, Any]:
     runtime_names = [runtime.name for runtime in registry.runtimes()]
     schema["$defs"]["TargetDeclaration"]["properties"]["runtime"]["enum"] = runtime_names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "leanmark suite"}
+
+
+def _drop_numeric_defaults(schema: Any) -> None:
+    """Take out defaults that are numbers where a file holds a text with a unit."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "string" and not isinstance(schema.get("default", ""), str):
+            del schema["default"]
+        if isinstance(schema.get("default"), dict):
+            del schema["default"]
+        for value in schema.values():
+            _drop_numeric_defaults(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _drop_numeric_defaults(value)
 
 
 def _open_to_sweeps(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -302,8 +302,11 @@ def _summary(folder: Path) -> RunSummary:
     )
 
 
-def find_run(name: str, root: Path) -> Path:
-    """The folder of a run by path, by id, or ``latest``. Raises InvalidInput with the nearest name."""
+def find_run(name: str, root: Path, *, finished: bool) -> Path:
+    """The folder of a run by path, by id, or ``latest``. Raises InvalidInput with the nearest name.
+
+    `finished` says which runs ``latest`` is looked for among.
+    """
     direct = Path(name)
     if (direct / DOCUMENT).exists() or (direct / JOURNAL).exists():
         return direct
@@ -312,6 +315,10 @@ def find_run(name: str, root: Path) -> Path:
     if (root / name / DOCUMENT).exists() or (root / name / JOURNAL).exists():
         return root / name
     runs = list_runs(root)
-    if name == "latest" and runs:
-        return runs[0].path
-    raise InvalidInput(f"there is no run '{name}' in {root}", do=did_you_mean(name, [run.id for run in runs]))
+    latest = next((run for run in runs if run.complete is finished), None)
+    if name == "latest" and latest is not None:
+        return latest.path
+    kind = "finished" if finished else "unfinished"
+    what = f"no {kind} run" if name == "latest" else f"no run '{name}'"
+    advice = did_you_mean(name, [run.id for run in runs]) if runs else "Name another folder of runs with --out."
+    raise InvalidInput(f"there is {what} in {root.absolute()}", do=advice)

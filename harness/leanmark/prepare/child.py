@@ -44,9 +44,9 @@ def main(descriptor: int, *paths: str) -> None:
         channel.send({"full": str(error.where)})
         return
     except NotApplicable as error:
-        prepared = Prepared(Status.NOT_APPLICABLE, error.message)
+        prepared = Prepared(Status.NOT_APPLICABLE, error.sentence)
     except LeanmarkError as error:
-        prepared = Prepared(Status.FAILED, error.message)
+        prepared = Prepared(Status.FAILED, error.sentence)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             channel.send({"full": str(error.filename or message["store"])})

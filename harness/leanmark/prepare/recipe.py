@@ -27,6 +27,9 @@ from leanmark.workloads import splits as workload_splits
 _EXACT_EXAMPLES = 256
 _SECONDS_BETWEEN_REPORTS = 0.2
 
+# What a step gets where the workload's data lack a split. Nobody trains on other splits.
+_STAND_INS = {"validation": ("calibration", "train"), "calibration": ("validation", "train")}
+
 ProgressCallback = Callable[[float, str], None]
 
 
@@ -91,10 +94,21 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
         entries.append(_step(spec, entries[-1], key, store, context))
     artifact = store.open(entries[-1].content)
     compared = replace(artifact, reference=_reference(trial, keys, artifact, store, context))
-    evidence = tuple(registry.get_step(spec.name).evidence(compared, dict(spec.params)) for spec in trial.steps)
+    evidence = tuple(_evidence(spec, compared) for spec in trial.steps)
     final = Final(evidence, counting.weigh(artifact, _latest_counts(entries)))
     store.put_final(keys.final, to_json(final))
     return _outcome(trial, keys, entries, final, cached=False)
+
+
+def _evidence(spec: StepSpec, artifact: Artifact) -> Evidence:
+    """What a step left behind, as its evidence function says."""
+    function = registry.get_step(spec.name).evidence
+    found: Any = function(artifact, dict(spec.params))
+    if not isinstance(found, Evidence):
+        raise PreparationError(
+            f"the evidence of {spec.name}, {function.__name__}, returned {type(found).__name__}, not an Evidence"
+        )
+    return found
 
 
 def _latest_counts(entries: list[Entry]) -> Mapping[str, int | None]:
@@ -195,6 +209,7 @@ class _Splits:
     """The workload's splits: made once, checked, then read from the store."""
 
     def __init__(self, workload: Workload, store: Store, key: str) -> None:
+        self.source = workload.data or workload.inputs
         self.root = store.splits(key)
         with store.lock(f"splits-{key}"):
             if not (self.root / "splits.json").exists():
@@ -204,13 +219,21 @@ class _Splits:
                     (folder / "splits").rename(self.root)
 
     def open(self, name: str) -> Split:
-        return workload_splits.open_split(self.root, name)
+        """A split, or the nearest one that stands in for it; never the test split."""
+        known = workload_splits.names(self.root)
+        for candidate in (name, *_STAND_INS.get(name, ())):
+            if candidate in known:
+                return workload_splits.open_split(self.root, candidate)
+        raise PreparationError(
+            f"'{self.source}' gives no {name} split",
+            do=f"Let it return {' or '.join((name, *_STAND_INS.get(name, ())))}; test data never reach a step.",
+        )
 
 
 def _counts(stage: TorchModel | Program, context: Context) -> Mapping[str, int | None]:
     if isinstance(stage, TorchModel):
         parameters, nonzero = counting.parameter_counts(stage)
-        example = _examples(context).head(1)
+        example = context.split("validation").head(1)
         return {"parameters": parameters, "nonzero_parameters": nonzero, "macs": counting.macs(stage, example.inputs)}
     from onnx import numpy_helper
 
@@ -223,18 +246,9 @@ def _counts(stage: TorchModel | Program, context: Context) -> Mapping[str, int |
     }
 
 
-def _examples(context: Context) -> Split:
-    for name in ("validation", "calibration", "train"):
-        try:
-            return context.split(name)
-        except PreparationError:
-            continue
-    raise PreparationError("the workload has neither a validation, a calibration nor a train split")
-
-
 def _answers_moved(before: TorchModel | Program, after: TorchModel | Program, context: Context) -> float:
     """Largest difference between the answers of two stages, relative to the largest answer."""
-    examples = _examples(context).head(_EXACT_EXAMPLES)
+    examples = context.split("validation").head(_EXACT_EXAMPLES)
     old, new = _answers(before, examples), _answers(after, examples)
     if len(old) != len(new) or any(a.shape != b.shape for a, b in zip(old, new, strict=True)):
         return float("inf")

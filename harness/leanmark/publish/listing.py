@@ -32,6 +32,22 @@ def print_entries(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
     _print_rows(rows)
 
 
+def print_entry(entry: Mapping[str, Any]) -> None:
+    """Everything that is known of one entry; its documentation last."""
+    facts = [(key, _fact(value)) for key, value in entry.items() if key not in ("documentation", "summary")]
+    _print_rows(facts)
+    if entry.get("documentation"):
+        print(f"\n{entry['documentation']}")
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        return ", ".join(
+            f"{key} (default {item['default']})" if "default" in item else key for key, item in value.items()
+        )
+    return ", ".join(map(str, value)) if isinstance(value, list) else _text(value)
+
+
 def plan_json(suite: str, cells: Sequence[Cell], prepare_seconds: float, measure_seconds: float) -> dict[str, Any]:
     """The plan as JSON values."""
     return {
@@ -50,7 +66,8 @@ def print_plan(suite: str, cells: Sequence[Cell], prepare_seconds: float, measur
         text = " > ".join(own) or "as it is"
         rows.append((cell.id, f"{cell.skip[0]}: {cell.skip[1]}" if cell.skip else text))
     _print_rows(rows)
-    print(f"\n{suite}: {len(cells)} cells; about {_minutes(prepare_seconds)} to prepare what is not in the store, "
+    print("\n[step]: added because the target needs it; fp32, fp32-eager and the controls belong to every suite")
+    print(f"{suite}: {len(cells)} cells; about {_minutes(prepare_seconds)} to prepare what is not in the store, "
           f"{_minutes(measure_seconds)} to measure")  # fmt: skip
 
 
@@ -59,8 +76,9 @@ def print_duel(duel: Duel, console: Console) -> None:
     ratio = duel.ratio
     if ratio.excludes(1.0):
         word = "faster" if ratio.value < 1 else "slower"
-        amount = abs(1 / ratio.value - 1) if ratio.value < 1 else ratio.value - 1
-        sentence = f"{duel.first} is {amount:.1%} {word} than {duel.second}"
+        times = max(ratio.value, 1 / ratio.value)
+        amount = f"{times - 1:.1%}" if times < 2 else f"{times:.2f} times"
+        sentence = f"{duel.first} is {amount} {word} than {duel.second}"
     else:
         sentence = f"no difference between {duel.first} and {duel.second} was seen"
     console.print(sentence, markup=False, soft_wrap=True)
@@ -76,14 +94,15 @@ def print_duel(duel: Duel, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+    if duel.first_timing.noisy or duel.second_timing.noisy:
+        console.print("noisy: other programs disturbed many turns; measure again when they are done", markup=False)
     if not duel.pinned:
         console.print("the workers could not be pinned to one core: expect wider intervals", markup=False)
 
 
 def _step(cell: Cell, index: int) -> str:
     spec = cell.steps[index]
-    added = index >= len(cell.steps) - cell.lowering
-    return f"[{spec.name}]" if added else spec.name
+    return f"[{spec.name}]" if index >= len(cell.steps) - cell.lowering else spec.name
 
 
 def _print_rows(rows: Sequence[Sequence[str]]) -> None:

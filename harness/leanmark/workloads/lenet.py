@@ -1,6 +1,7 @@
 """LeNet-300-100 and LeNet-5 on the 12,000 Fashion-MNIST images that come with leanmark.
 
-The networks themselves are in `leanmark.networks.lenet`, so that knowing these
+How they are trained was chosen on the validation split, by its mean accuracy over three
+seeds; docs/results.md has the figures. The networks themselves are in `leanmark.networks.lenet`, so that knowing these
 workloads costs no import of torch.
 """
 
@@ -16,7 +17,7 @@ LENET_300_100 = register_workload(
         config={},
         data="leanmark.workloads.fashion_mnist:small_splits",
         metric="accuracy",
-        train={"epochs": 10, "batch_size": 64, "learning_rate": 0.004, "label_smoothing": 0.1},
+        train={"epochs": 14, "batch_size": 64, "learning_rate": 0.004, "label_smoothing": 0.1},
     )
 )
 
@@ -28,6 +29,6 @@ LENET_5 = register_workload(
         config={},
         data="leanmark.workloads.fashion_mnist:small_splits",
         metric="accuracy",
-        train={"epochs": 6, "batch_size": 32, "learning_rate": 0.004, "label_smoothing": 0.1},
+        train={"epochs": 8, "batch_size": 64, "learning_rate": 0.004, "label_smoothing": 0.1},
     )
 )

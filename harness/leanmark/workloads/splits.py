@@ -11,12 +11,13 @@ for every input in the order of ``splits.json``, and ``{split}-targets.npy``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -317,17 +318,20 @@ def store(splits: Mapping[str, Split], root: Path) -> dict[str, str]:
     return hashes
 
 
+def names(root: Path) -> frozenset[str]:
+    """The splits that are stored. Raises InvalidInput for a folder that `store` did not write to its end."""
+    with _reading(root):
+        return frozenset(_known(root)) & set(SPLITS)
+
+
 def open_split(root: Path, name: str) -> Split:
     """One stored split, mapped into memory and read-only.
 
     Raises InvalidInput for a name that is not there, and for a folder that `store`
     did not write to its end.
     """
-    try:
-        index = json.loads((root / INDEX).read_bytes())
-        if index["format"] != FORMAT:
-            raise InvalidInput("the splits have a format that this version does not read", where=root / INDEX)
-        known: dict[str, Any] = index["splits"]
+    with _reading(root):
+        known = _known(root)
         if name not in known or name not in SPLITS:
             raise InvalidInput(f"there is no split '{name}'", where=root, do=did_you_mean(name, known))
         entry = known[name]
@@ -337,6 +341,19 @@ def open_split(root: Path, name: str) -> Split:
         }
         targets = None if entry["targets"] is None else _map(root / _targets_file(name), entry["targets"])
         return Split(inputs, targets)
+
+
+def _known(root: Path) -> dict[str, Any]:
+    index = json.loads((root / INDEX).read_bytes())
+    if index["format"] != FORMAT:
+        raise InvalidInput("the splits have a format that this version does not read", where=root / INDEX)
+    return index["splits"]
+
+
+@contextlib.contextmanager
+def _reading(root: Path) -> Generator[None]:
+    try:
+        yield
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise InvalidInput(
             f"no readable splits: {type(error).__name__}: {error}", where=root, do="Prepare the workload again."
