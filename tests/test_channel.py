@@ -1,6 +1,9 @@
 """Messages arrive whole, or the channel says that the other side is gone."""
 
+import signal
 import struct
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -63,3 +66,19 @@ def test_silence_runs_into_the_time_limit():
     theirs.close()
     with pytest.raises(ChannelClosed):
         ours.send({"op": "anything"})
+
+
+def test_a_busy_process_ends_when_the_other_side_is_gone():
+    code = (
+        "import sys; from leanmark.channel import end_with_parent, inherited\n"
+        "channel = inherited(int(sys.argv[1])); end_with_parent(channel); channel.send({'ready': True})\n"
+        "while True: pass"
+    )
+    ours, theirs = pair()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()], start_new_session=True
+    )
+    theirs.close()
+    assert ours.receive(timeout=60) == {"ready": True}
+    ours.close()
+    assert process.wait(timeout=60) == -signal.SIGKILL

@@ -288,6 +288,36 @@ def test_a_suite_of_the_users_own_fits_the_schema(project: Path):
     assert [list(error.path) for error in checker.iter_errors(wrong)] == [["measure", "budget"]]
 
 
+def test_an_exported_script_runs_nothing_that_a_name_holds(project: Path):
+    from onnx import TensorProto, helper, save
+
+    name = 'x"}) \nopen("pwned", "w")\n#"""'
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", [name], ["y"])],
+        "g",
+        [value(name, TensorProto.FLOAT, ["n", 3])],
+        [value("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), project / "odd.onnx")
+    np.savez(project / "odd.npz", **{name: np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)})
+    (project / "odd.yaml").write_text(
+        "suite: odd\nworkloads: [{onnx: odd.onnx, inputs: odd.npz}]\ntargets: [{}]\n"
+        "recipes: {clean: [graph.clean]}\ncontrols: off\nmeasure: {budget: 20ms, launches: 4}\n"
+    )
+    done = leanmark("run", "odd.yaml", "--out", "odd-runs", cwd=project)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (
+        leanmark("export", "latest", "odd/fp32/", "--out", "odd-runs", "--to", "odd-export", cwd=project).returncode
+        == 0
+    )
+    script = subprocess.run(
+        [sys.executable, "odd-export/load.py"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 0, script.stderr
+    assert not (project / "pwned").exists()
+
+
 def test_a_step_is_explained(project: Path):
     done = leanmark("list", "steps", "quantize.static", cwd=project)
     assert done.returncode == 0

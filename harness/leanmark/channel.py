@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import select
+import signal
 import socket
 import struct
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,6 +89,18 @@ class Channel:
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
+
+
+def end_with_parent(channel: Channel) -> None:
+    """End this process and all that it started once the other side is gone, however busy it is."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(channel, 0)  # a hang-up is reported always
+        poll.poll()
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def pair() -> tuple[Channel, socket.socket]:

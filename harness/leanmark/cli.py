@@ -93,13 +93,14 @@ def run(
     console = make_console(stderr=as_json)
     with running(console) as advance:
         finished, folder = _run(suite, options, advance)
-    page = _page(folder)
     if as_json:
         typer.echo((folder / "run.json").read_text(), nl=False)
     else:
         from leanmark.publish.summary import print_run
 
         print_run(finished, console)
+    page = _page(folder)
+    if not as_json:
         console.print(f"Leaderboard: {page}", soft_wrap=True, highlight=False)
     if any(result.status.is_failure for result in finished.results):
         raise typer.Exit(EXIT_CELLS_FAILED)
@@ -138,7 +139,11 @@ def _page(folder: Path) -> Path:
     from leanmark.publish import site
 
     page = folder / store.PAGE
-    site.write_page(store.read_run(folder), page, cache=default_store().parent / "pages")
+    try:
+        site.write_page(store.read_run(folder), page, cache=default_store().parent / "pages")
+    except InvalidInput as error:
+        again = shlex.join(["leanmark", "report", str(folder)])
+        raise InvalidInput(error.what, where=error.where, do=f"The run is complete; for its page: {again}") from error
     return page.resolve()
 
 
@@ -263,6 +268,10 @@ def main() -> None:
         _fail(error.message, error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:  # Typer took a Ctrl-C that came early, and said nothing
+            _fail("interrupted before anything was begun", EXIT_INTERRUPTED)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

@@ -13,12 +13,15 @@ from leanmark.prepare.sources import default_store
 from leanmark.results import Result
 from leanmark.stages import Artifact, Program
 
-_ONNX = '''"""Loads {cell}."""
+# Names come from files that anybody may have written: they go in as literals only.
+_ONNX = '''"""Loads the model beside this file."""
 
 from pathlib import Path
 
 import onnxruntime
 
+CELL = {cell}
+INPUT = {input}
 session = onnxruntime.InferenceSession(str(Path(__file__).parent / "model.onnx"))
 
 if __name__ == "__main__":
@@ -26,10 +29,10 @@ if __name__ == "__main__":
         print("input ", value.name, value.shape, value.type)
     for value in session.get_outputs():
         print("output", value.name, value.shape, value.type)
-    # answers = session.run(None, {{"{input}": array}})
+    # answers = session.run(None, {{INPUT: array}})
 '''
 
-_PACKED = '''"""Loads {cell}; its packed weights are decoded first, which needs leanmark installed."""
+_PACKED = '''"""Loads the model beside this file. Its weights are packed: decoding them needs leanmark installed."""
 
 from pathlib import Path
 
@@ -37,6 +40,8 @@ import onnxruntime
 
 from leanmark.stages import Artifact
 
+CELL = {cell}
+INPUT = {input}
 program = Artifact.open(Path(__file__).parent).load()
 session = onnxruntime.InferenceSession(program.onnx)
 
@@ -45,15 +50,17 @@ if __name__ == "__main__":
         print("input ", value.name, value.shape, value.type)
     for value in session.get_outputs():
         print("output", value.name, value.shape, value.type)
-    # answers = session.run(None, {{"{input}": array}})
+    # answers = session.run(None, {{INPUT: array}})
 '''
 
-_TORCH = '''"""Loads {cell}; its structure is built by {builder}, which must be importable."""
+_TORCH = '''"""Loads the model beside this file; BUILDER, which makes its structure, must be importable."""
 
 from pathlib import Path
 
 from leanmark.stages import Artifact
 
+CELL = {cell}
+BUILDER = {builder}
 module = Artifact.open(Path(__file__).parent).load().module
 
 if __name__ == "__main__":
@@ -74,9 +81,11 @@ def export_cell(run: Path, cell: str, to: Path | None) -> tuple[Path, str | None
     store = Store(default_store())
     try:
         artifact = store.open(result.artifact)
+        artifact.check()
     except InvalidInput as error:
         raise InvalidInput(
-            f"the artifact of {result.cell.id} is no longer in the store", do="Run the suite again; then export."
+            f"the artifact of {result.cell.id} is not in the store, or damaged there",
+            do="Run the suite again; then export.",
         ) from error
     folder = to or Path(re.sub(r"[^A-Za-z0-9._-]+", "-", result.cell.id))
     if folder.exists() and any(folder.iterdir()):
@@ -105,6 +114,6 @@ def find_result(results: tuple[Result, ...], cell: str) -> Result:
 
 def _script(artifact: Artifact, result: Result) -> str:
     if artifact.stage is not Program:
-        return _TORCH.format(cell=result.cell.id, builder=artifact.manifest["builder"])
+        return _TORCH.format(cell=ascii(result.cell.id), builder=ascii(artifact.manifest["builder"]))
     name = next(iter(value.name for value in artifact.proto().graph.input))
-    return (_PACKED if artifact.delivery.packed else _ONNX).format(cell=result.cell.id, input=name)
+    return (_PACKED if artifact.delivery.packed else _ONNX).format(cell=ascii(result.cell.id), input=ascii(name))

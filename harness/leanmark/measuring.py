@@ -14,9 +14,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import replace
+from typing import Any
 
 from leanmark import assembly
 from leanmark.assembly import Findings, Inspected
+from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus
 from leanmark.judge import store as runs
 from leanmark.measure import quality
@@ -78,9 +80,7 @@ class _Block:
             if entry["kind"] == "inspected" and any(entry["cell"] == cell.id for cell in cells)
         }
         self.launches = [
-            Launch.restore(from_json(LaunchFacts, entry["facts"]), runs.read_samples(journal.folder, entry["samples"]))
-            for entry in entries
-            if entry["kind"] == "launch" and entry["block"] == name
+            _restored(journal, entry) for entry in entries if entry["kind"] == "launch" and entry["block"] == name
         ]
 
     def measure(self) -> list[Launch]:
@@ -157,7 +157,7 @@ class _Block:
             )
         try:
             score = quality.assess(metric, answers, anchor)
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # answers may have any shape
             return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
         if not all(map(_is_finite, (score.score, score.difference))):
             reason = f"metric {metric} is no number, or has no finite interval on these examples"
@@ -223,6 +223,15 @@ class _Block:
         runs.write_samples(self.journal.folder, name, launch.arrays())
         self.journal.append("launch", block=self.name, samples=name, facts=to_json(launch.facts))
         return launch
+
+
+def _restored(journal: runs.Journal, entry: Mapping[str, Any]) -> Launch:
+    facts = from_json(LaunchFacts, entry["facts"], journal.path)
+    try:
+        return Launch.restore(facts, runs.read_samples(journal.folder, entry["samples"]))
+    except (KeyError, ValueError) as error:
+        where = journal.folder / runs.SAMPLES / f"{entry['samples']}.npz"
+        raise InvalidInput(f"the samples are damaged: {error}", where=where, do="Start a new run.") from error
 
 
 def _is_finite(interval: Interval | None) -> bool:

@@ -54,7 +54,7 @@ class Planned:
 
     def cached(self, cell: Cell) -> Prepared | None:
         """The first seed's preparation, if it lies in the store."""
-        return from_store(self.trial(cell, self.plan.suite.seeds[0]), self.store)
+        return from_store(self.trial(cell, self.plan.suite.seeds[0]), self.store, checked=False)
 
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
@@ -90,10 +90,6 @@ def plan_suite(name: str, options: Options) -> Planned:
         launches=options.launches or suite.launches,
     )
     plan = make_plan(suite, supported).select(options.only)
-    if not plan.cells:
-        raise InvalidInput(
-            f"no cell of '{suite.name}' matches {', '.join(options.only)}", do="`leanmark plan` lists them."
-        )
     references = [name for item in suite.workloads for name in (item.model, item.data, item.metric)]
     own = suite.plugins or any(name and ":" in name and not _is_builtin(name) for name in references)
     jobs = options.jobs or len(available_cpus())

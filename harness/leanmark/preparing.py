@@ -28,7 +28,7 @@ def prepare_all(planned: Planned, journal: Journal, meter: Meter) -> dict[str, t
             if before.content is None:  # what lies in the store is looked up there
                 done[entry["cell"], entry["seed"]] = before
     for name, trial in trials.items():
-        if name not in done and (cached := from_store(trial, planned.store)) is not None:
+        if name not in done and (cached := from_store(trial, planned.store, checked=True)) is not None:
             done[name] = cached
     waiting = {name: trial for name, trial in trials.items() if name not in done}
     total = sum(map(_seconds, waiting.values()))

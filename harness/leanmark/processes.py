@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from leanmark.channel import ChannelClosed, pair
 from leanmark.results import Status
 
@@ -82,8 +84,16 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def kill_family(self) -> None:
+        """End the child, and also what it started in sessions of their own."""
+        with contextlib.suppress(psutil.Error):
+            for descendant in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    descendant.kill()
+        self.kill()
+
     def kill(self) -> None:
-        """End the child and everything that it started."""
+        """End the child and everything that it started in its session."""
         self.begin_kill()
         self.process.wait()
         self.channel.close()
@@ -113,11 +123,8 @@ class Child:
 
 def kill_all() -> None:
     """End every child that is left; called when a run is interrupted or fails."""
-    children = list(_living)
-    for child in children:
-        child.begin_kill()
-    for child in children:
-        child.kill()
+    for child in list(_living):
+        child.kill_family()
 
 
 def _oom_kills() -> int:
@@ -199,10 +206,10 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Progress | Done]:
                     if isinstance(event, Done):
                         del running[child]
                         selector.unregister(child.channel)
-                        child.kill()
+                        child.kill_family()
         finally:
             for child in running:
-                child.kill()
+                child.kill_family()
 
 
 def _listen(child: Child, job: Job, ready: bool) -> Progress | Done | None:

@@ -6,9 +6,11 @@ validated by pydantic; its docstring is its documentation.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -180,12 +182,15 @@ def load_builtins() -> None:
 def load_plugin(module: str, where: Position | None = None) -> None:
     """Import a module that registers steps, workloads or runtimes; `where` is the place that names it."""
     try:
-        importlib.import_module(module)
-    except Exception as error:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is leanmark's
+            importlib.import_module(module)
+    except InvalidInput as error:
+        raise InvalidInput(f"the plug-in '{module}': {error.what}", where=where, do=error.do) from error
+    except (Exception, SystemExit) as error:
         raise InvalidInput(
             f"the plug-in '{module}' cannot be imported: {type(error).__name__}: {error}",
             where=where,
-            do="Install it, or take it out of the suite.",
+            do="Mend it, install it, or take it out of the suite.",
         ) from error
 
 

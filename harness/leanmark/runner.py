@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,19 +93,23 @@ def _open_journal(planned: Planned, options: Options) -> runs.Journal:
         journal = runs.Journal(runs.find_run(options.resume, root, finished=False))
         _check_same_plan(journal, digest)
         return journal
+    header = {
+        "suite": suite.name,
+        "title": suite.title,
+        "file": str(suite.file),
+        "digest": digest,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cells": len(planned.plan.cells),
+        "environment": environment.read_environment(),
+        "commit": environment.read_commit(suite.folder),
+        "command": options.command,
+    }
     journal = runs.Journal(_new_folder(root, suite.name))
-    journal.append(
-        "begin",
-        suite=suite.name,
-        title=suite.title,
-        file=str(suite.file),
-        digest=digest,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        cells=len(planned.plan.cells),
-        environment=environment.read_environment(),
-        commit=environment.read_commit(suite.folder),
-        command=options.command,
-    )
+    try:
+        journal.append("begin", **header)
+    except BaseException:  # nothing was begun, so nothing stays
+        shutil.rmtree(journal.folder, ignore_errors=True)
+        raise
     return journal
 
 

@@ -147,10 +147,22 @@ class Artifact:
             raise InvalidInput(f"no readable artifact: {error}", where=root) from error
         if not isinstance(manifest, dict) or manifest.get("format") != ARTIFACT_FORMAT:
             raise InvalidInput("not an artifact of a format that this version reads", where=path)
-        for name in manifest.get("files", {}):
+        kinds = {"files": dict, "delivery": dict, "stage": str}
+        if not all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
+            raise InvalidInput("the manifest is damaged", where=path)
+        for name in manifest["files"]:
             if Path(name).name != name:
                 raise InvalidInput(f"the artifact names a file outside its folder: {name!r}", where=path)
         return Artifact(root, manifest)
+
+    def check(self) -> None:
+        """Compare a stored artifact with its hashes. Raises InvalidInput."""
+        if self.root.name != self.content_hash:
+            raise InvalidInput("the manifest is damaged", where=self.root)
+        for name, digest in self.manifest["files"].items():
+            path = self.root / name
+            if path.is_symlink() or not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                raise InvalidInput("is missing or damaged", where=path)
 
     @property
     def content_hash(self) -> str:

@@ -1,5 +1,6 @@
 """YAML is untrusted: it builds plain values, with positions, within limits."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,33 @@ def test_files_that_cannot_be_read(tmp_path: Path):
             parse(tmp_path / name)
     with pytest.raises(InvalidInput, match=r"missing\.yaml"):
         parse(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: .nan", "not a finite number"),
+        ("a: -.inf", "not a finite number"),
+        ("a: !!bool abc", "not a valid bool"),
+        ("a: 0x" + "f" * 5000, "at most 63 bits"),
+    ],
+)
+def test_values_that_are_none(text: str, says: str):
+    with pytest.raises(InvalidInput, match=says) as raised:
+        parse_text(f"# first\n{text}\n", FILE)
+    assert raised.value.where == Position(FILE, 2, 4)
+
+
+def test_only_files_are_read_and_bytes_have_a_line(tmp_path: Path):
+    fifo = tmp_path / "fifo.yaml"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path):
+        with pytest.raises(InvalidInput, match="is no file"):
+            parse(path)
+    latin = tmp_path / "latin.yaml"
+    for content in (b"a: 1\nb: \xff\n", b"a: 1\nb: \x00\n"):
+        latin.write_bytes(content)
+        with pytest.raises(InvalidInput) as raised:
+            parse(latin)
+        assert isinstance(raised.value.where, Position)
+        assert raised.value.where.line == 2

@@ -159,3 +159,58 @@ def test_too_many_cells(tmp_path: Path):
     values = ", ".join(str(n / 10001) for n in range(10_000))
     error = refused(tmp_path, GOOD.replace("sparsity: 0.5", f"sparsity: {{sweep: [{values}]}}"))
     assert "at most 10,000" in error.what
+
+
+def test_many_small_sweeps_are_counted_before_they_unfold(tmp_path: Path):
+    sweep = "{prune.magnitude: {sparsity: {sweep: [" + ", ".join(str(n / 300) for n in range(1, 200)) + "]}}}"
+    error = refused(tmp_path, GOOD.replace("{prune.magnitude: {sparsity: 0.5}}", ", ".join([sweep] * 4)))
+    assert "at most 10,000" in error.what
+
+
+@pytest.mark.parametrize("name", ["same", "slower-3"])
+def test_no_recipe_takes_the_name_of_a_control(tmp_path: Path, name: str):
+    error = refused(tmp_path, GOOD.replace("pruned:", f"{name}:"))
+    assert f"the name '{name}' is that of a control" in error.what
+    assert good(tmp_path, GOOD.replace("pruned:", f"{name}:") + "controls: off\n").recipes[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ("{epoch: 1}", "unknown key 'epoch'"),
+        ("{batch_size: 4}", "'epochs' is missing"),
+        ("{epochs: 0}", "train: epochs = 0"),
+        ("{epochs: one}", "train: epochs = 'one'"),
+    ],
+)
+def test_training_is_checked(tmp_path: Path, train: str, says: str):
+    (tmp_path / "net.py").write_text("")
+    own = f'[{{name: mine, model: "net:build", data: "net:splits", train: {train}}}]'
+    error = refused(tmp_path, GOOD.replace("[lenet-300-100]", own))
+    assert says in error.what
+    assert isinstance(error.where, Position)
+    assert error.where.line == 2
+
+
+def test_a_plugin_neither_ends_nor_prints_into_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "ends_plugin.py").write_text("import sys; sys.exit(0)\n")
+    assert "the plug-in 'ends_plugin' cannot be imported" in refused(tmp_path, GOOD + "plugins: [ends_plugin]\n").what
+    (tmp_path / "prints_plugin.py").write_text("print('hello')\n")
+    good(tmp_path, GOOD + "plugins: [prints_plugin]\n")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plugin_that_takes_a_name_twice_is_named(tmp_path: Path):
+    (tmp_path / "twice_plugin.py").write_text(
+        "from leanmark.registry import step\nfrom leanmark.stages import TorchModel\n"
+        "@step('prune.magnitude', family='x', consumes=TorchModel, produces=TorchModel, evidence=None)\n"
+        "def other(model, ctx): return model\n"
+    )
+    error = refused(tmp_path, GOOD + "plugins: [twice_plugin]\n")
+    assert "the plug-in 'twice_plugin'" in error.what
+    assert isinstance(error.where, Position)
+    assert error.where.line == GOOD.count("\n") + 1
+
+
+def test_names_are_one_line(tmp_path: Path):
+    assert "is no name for a recipe" in refused(tmp_path, GOOD.replace("pruned:", '"pruned\\n":')).what

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from leanmark.judge.store import read_run
+from leanmark.judge.store import Journal, read_run
 from leanmark.results import Result, Status
 from running import PROGRAM, leanmark
 
@@ -33,6 +33,7 @@ recipes:
   shape: [faulty.shape]
   noisy: [faulty.noise]
   absent: [faulty.absent]
+  detaches: [{faulty.detach: {marker: "MARKER"}}]
 targets: [{runtime: onnxruntime}]
 prepare: {timeout: 20s}
 measure: {budget: 100ms, launches: 4}
@@ -44,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for name in ("tiny.py", "faulty.py"):
         (folder / name).write_text((PROJECT / name).read_text())
-    (folder / "faults.yaml").write_text(SUITE)
+    (folder / "faults.yaml").write_text(SUITE.replace("MARKER", str(folder / "detached")))
     return folder
 
 
@@ -83,6 +84,11 @@ def test_each_fault_is_a_row(results: dict[str, Result], recipe: str, status: St
     else:
         assert result.status is status
         assert result.reason.startswith(reason)
+
+
+def test_what_a_step_detached_is_ended(project: Path, results: dict[str, Result]):
+    assert results["detaches"].status in (Status.OK, Status.NOISY)
+    assert not psutil.pid_exists(int((project / "detached").read_text()))
 
 
 def test_what_can_be_measured_is_measured(results: dict[str, Result]):
@@ -183,7 +189,8 @@ def test_a_changed_suite_is_not_resumed(project: Path, tmp_path: Path):
     out = tmp_path / "runs"
     folder = out / "20260101-000000-faults"
     folder.mkdir(parents=True)
-    (folder / "journal.jsonl").write_text('{"kind": "begin", "digest": "another"}\n')
+    begin = {"suite": "faults", "digest": "another", "started": "", "command": "", "cells": 1}
+    Journal(folder).append("begin", **begin, environment={}, commit={})
     done = leanmark("run", "faults.yaml", "--out", str(out), "--resume", folder.name, cwd=project)
     assert done.returncode == 2
     assert "begun with another plan" in done.stderr

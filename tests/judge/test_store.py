@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import realistic_run
@@ -65,17 +66,29 @@ def test_an_unknown_run_is_named_with_the_nearest(folder: Path):
     assert folder.name in raised.value.do
 
 
+BEGIN: dict[str, Any] = {
+    "suite": "s",
+    "digest": "d",
+    "started": "2026-11-22",
+    "command": "leanmark run s",
+    "cells": 3,
+    "environment": {},
+    "commit": {},
+}
+LAUNCH: dict[str, Any] = {"block": "b", "samples": "b-0", "facts": {}}
+
+
 def test_a_half_written_line_is_dropped(tmp_path: Path):
     journal = Journal(tmp_path)
-    journal.append("begin", suite="s")
-    journal.append("launch", number=1)
+    journal.append("begin", **BEGIN)
+    journal.append("launch", **LAUNCH)
     whole = journal.path.read_bytes()
     for cut in range(1, 12):
         journal.path.write_bytes(whole + b'{"kind": "launch", "number": 2}'[:cut])
         assert [entry["kind"] for entry in journal.entries()] == ["begin", "launch"]
         assert journal.path.read_bytes() == whole
-    journal.append("launch", number=2)
-    assert journal.entries()[-1] == {"kind": "launch", "number": 2}
+    journal.append("launch", **LAUNCH | {"samples": "b-1"})
+    assert journal.entries()[-1]["samples"] == "b-1"
 
 
 def test_a_damaged_journal_is_refused(tmp_path: Path):
@@ -85,6 +98,33 @@ def test_a_damaged_journal_is_refused(tmp_path: Path):
     journal.path.write_text("[1]\n")
     with pytest.raises(InvalidInput, match="damaged"):
         journal.entries()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"kind": "launch"}', '{"kind": "inspected", "cell": 5}', '{"kind": "what"}', "5", "[" * 100_000, "{"],
+    ids=["launch", "inspected", "unknown", "number", "deep", "cut"],
+)
+def test_a_damaged_entry_is_told_with_its_line(tmp_path: Path, line: str):
+    journal = Journal(tmp_path)
+    journal.append("begin", **BEGIN)
+    journal.path.write_text(journal.path.read_text() + line + "\n")
+    with pytest.raises(InvalidInput, match="the journal is damaged") as raised:
+        journal.entries()
+    assert str(raised.value.where) == f"{journal.path}:2:1"
+
+
+def test_damaged_runs_are_listed_as_such_and_hide_no_others(folder: Path):
+    for number, started in enumerate(("5", "null", '"2026-01-01"')):
+        other = folder.parent / f"other-{number}"
+        other.mkdir()
+        begin = json.dumps({"kind": "begin", **BEGIN}).replace('"2026-11-22"', started)
+        (other / "journal.jsonl").write_text(begin + "\n")
+    listed = {run.id: run.suite for run in list_runs(folder.parent)}
+    assert listed["other-0"] == listed["other-1"] == "(damaged)"
+    assert listed["other-2"] == "s"
+    assert find_run("latest", folder.parent, finished=True) == folder
+    assert find_run("latest", folder.parent, finished=False).name == "other-2"
 
 
 def test_no_number_that_is_none_reaches_the_document():

@@ -6,6 +6,7 @@ are unique, and size and depth are limited.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,15 +46,24 @@ class Document:
 def parse(path: Path) -> Document:
     """Read a YAML file. Raises InvalidInput with file, line and column."""
     try:
+        if path.exists() and not path.is_file():
+            raise InvalidInput("is no file", where=_shortened(path), do="Name a suite file, or a built-in suite.")
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InvalidInput(f"the file has {size:,} bytes; a suite has at most {MAX_FILE_BYTES:,}", where=path)
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
-        raise InvalidInput(f"cannot be read: {error.strerror}", where=path) from error
+        raise InvalidInput(f"cannot be read: {error.strerror}", where=_shortened(path)) from error
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"is not UTF-8 text (byte {error.start})", where=path) from error
+        where = Position(path, content.count(b"\n", 0, error.start) + 1, 1)
+        raise InvalidInput(f"is not UTF-8 text (byte {error.start})", where=where) from error
     return parse_text(text, path)
+
+
+def _shortened(path: Path) -> Path | str:
+    return path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
 
 
 def parse_text(text: str, path: Path) -> Document:
@@ -71,7 +81,9 @@ def parse_text(text: str, path: Path) -> Document:
     except RecursionError:
         raise InvalidInput(f"is nested deeper than {MAX_DEPTH} levels", where=path) from None
     except (YAMLError, ValueError) as error:
-        raise InvalidInput(f"is not valid YAML: {str(error).splitlines()[0]}", where=path) from None
+        at = getattr(error, "position", None)  # of a character that YAML forbids
+        where = path if at is None else Position(path, text.count("\n", 0, at) + 1, 1)
+        raise InvalidInput(f"is not valid YAML: {str(error).splitlines()[0]}", where=where) from None
     if root is None:
         raise InvalidInput("is empty", where=path, do="A suite begins with `suite: NAME`.")
     document = Document(None, path)
@@ -100,9 +112,15 @@ class _Reader:
             return [self.read(child, (*location, index), depth + 1) for index, child in enumerate(node.value)]
         if node.id == "scalar" and tag in _PLAIN_TAGS:
             try:
-                return self.constructor.construct_object(node)
-            except ValueError:
-                raise InvalidInput(f"{node.value!r} is not a valid {tag.removeprefix(_TAG)}", where=here) from None
+                value = self.constructor.construct_object(node)
+            except (ValueError, KeyError):
+                shown = f"{node.value[:60]!r}" + ("..." if len(node.value) > 60 else "")
+                raise InvalidInput(f"{shown} is not a valid {tag.removeprefix(_TAG)}", where=here) from None
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidInput(f"{node.value} is not a finite number", where=here)
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise InvalidInput("a whole number has at most 63 bits", where=here)
+            return value
         if node.id == "scalar" and tag == _TAG + "timestamp":
             return str(node.value)
         raise InvalidInput(f"the tag {_shown(tag)} is not allowed", where=here, do="A suite holds plain values only.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from leanmark import registry
 from leanmark.declare.suite import EAGER, REFERENCE, Recipe, Suite, final_stage, stage_problem
+from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
 from leanmark.results import Cell, Role, Status, Target
 from leanmark.stages import Stage, TorchModel
@@ -45,9 +46,12 @@ class Plan:
         return next(workload for workload in self.suite.workloads if workload.name == name)
 
     def select(self, words: tuple[str, ...]) -> Plan:
-        """Only cells whose id holds one of the words, with their references."""
+        """Only cells whose id holds one of the words, with their references. Raises InvalidInput for a word in none."""
         if not words:
             return self
+        for word in words:
+            if not word or not any(word in cell.id for cell in self.cells):
+                raise InvalidInput(f"no cell of '{self.suite.name}' holds '{word}'", do="`leanmark plan` lists them.")
         chosen = [cell for cell in self.cells if any(word in cell.id for word in words)]
         blocks = {cell.block for cell in chosen}
         anchors = [c for c in self.cells if c.block in blocks and c.role in (Role.REFERENCE, Role.EAGER)]

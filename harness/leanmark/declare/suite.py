@@ -6,6 +6,7 @@ Every error names file, line, column and what to do.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.registry import Workload
 from leanmark.results import StepSpec, Target
 from leanmark.stages import Stage
+from leanmark.techniques import training
 
 T = TypeVar("T")
 REFERENCE = "fp32"
@@ -78,6 +80,7 @@ def load(path: Path) -> Suite:
         raise explain(error, document, (), SuiteDeclaration) from None
     folder = path.resolve().parent
     with modules.import_path(folder):
+        registry.load_builtins()  # so that a name which a plug-in takes twice is found in the plug-in
         for index, plugin in enumerate(declared.plugins):
             _check_name(plugin, ("plugins", index), document)
             registry.load_plugin(plugin, document.position(("plugins", index)))
@@ -143,7 +146,29 @@ def _workload(entry: str | dict[str, Any], location: Location, document: Documen
     for key in ("model", "data"):
         _check_import(getattr(own, key), (*location, key), document, folder)
     _check_metric(own.metric, location, document, folder)
+    _check_training(own.train, location, document)
     return Workload(own.name, own.title, own.model, own.config, own.data, own.metric, own.train)
+
+
+def _check_training(settings: Mapping[str, Any] | None, location: Location, document: Document) -> None:
+    """The settings must be those of `training.fit`, in the ranges that fine-tuning has too."""
+    if settings is None:
+        return
+    place: Location = (*location, "train")
+    for key in settings:
+        if key not in training.SETTINGS:
+            raise InvalidInput(
+                f"unknown key '{key}'",
+                where=document.position((*place, key), key=True),
+                do=did_you_mean(key, training.SETTINGS),
+            )
+    if "epochs" not in settings:
+        raise InvalidInput("'epochs' is missing", where=document.position(place), do="Write `train: {epochs: 10}`.")
+    model = registry.get_step("train.finetune").parameters
+    try:
+        model.model_validate({key: value for key, value in settings.items() if key in model.model_fields})
+    except ValidationError as error:
+        raise explain(error, document, place, model, what="train: ") from None
 
 
 def _file(name: str, location: Location, document: Document, folder: Path) -> str:
@@ -177,7 +202,7 @@ def _check_name(module: str, location: Location, document: Document) -> None:
 
 
 def _check_import(reference: str, location: Location, document: Document, folder: Path) -> None:
-    if not re.match(IMPORT_PATTERN, reference):
+    if not re.fullmatch(IMPORT_PATTERN, reference):
         raise InvalidInput(f"'{reference}' is not of the form package.module:name", where=document.position(location))
     module = reference.partition(":")[0]
     _check_name(module, location, document)
@@ -197,7 +222,7 @@ def _recipes(declared: SuiteDeclaration, document: Document) -> list[tuple[Recip
     found: dict[str, tuple[Recipe, Location]] = {}
     for name, entries in declared.recipes.items():
         location: Location = ("recipes", name)
-        if not re.match(NAME_PATTERN, name):
+        if not re.fullmatch(NAME_PATTERN, name):
             raise InvalidInput(
                 f"'{name}' is no name for a recipe",
                 where=document.position(location, key=True),
@@ -213,7 +238,8 @@ def _recipes(declared: SuiteDeclaration, document: Document) -> list[tuple[Recip
                 where=document.position(location, key=True),
                 do="The reference without steps is added to every suite by itself.",
             )
-        for recipe in _unfold(name, entries, location, document):
+        for recipe in itertools.islice(_unfold(name, entries, location, document), MAX_CELLS + 1):
+            _check_size(len(found), document)
             if recipe.name in found:
                 raise InvalidInput(
                     f"two recipes are named '{recipe.name}'", where=document.position(location, key=True)
@@ -226,6 +252,12 @@ def _recipes(declared: SuiteDeclaration, document: Document) -> list[tuple[Recip
             ("slower-3", "control.slowdown", {"percent": 3}),
         ):
             if control not in present:
+                if name in found:
+                    raise InvalidInput(
+                        f"the name '{name}' is that of a control, which is added to this suite",
+                        where=document.position(("recipes", name), key=True),
+                        do="Give the recipe another name, or write `controls: off`.",
+                    )
                 found[name] = (Recipe(name, (registry.get_step(control).validate(params),)), ())
     if not found:
         raise InvalidInput("the suite has no recipe and no control", where=document.position(()), do="Add `recipes:`.")
@@ -268,6 +300,7 @@ def _step_choices(
         if not isinstance(values, list) or not values:
             raise InvalidInput(f"the sweep of {name}.{key} is empty", where=document.position((*inner, key)))
         _unique([str(value) for value in values], "value", (*inner, key, "sweep"), document)
+    _check_size(math.prod(map(len, swept.values())), document)
     for values in itertools.product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         try:

@@ -12,7 +12,7 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 def seconds(value: object) -> float:
     """Seconds from a text such as 500ms. Raises ValueError."""
-    match = re.match(TIME_PATTERN, value) if isinstance(value, str) else None
+    match = re.fullmatch(TIME_PATTERN, value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("a time needs a number and a unit: 500ms, 1s, 2min, 1h")
     found = float(match[1]) * _SECONDS[match[2]]
@@ -23,7 +23,7 @@ def seconds(value: object) -> float:
 
 def share(value: object) -> float:
     """A fraction from a text such as 2% or 0.5pp. Raises ValueError."""
-    match = re.match(SHARE_PATTERN, value) if isinstance(value, str) else None
+    match = re.fullmatch(SHARE_PATTERN, value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("a tolerance needs a number and a unit: 2% or 0.5pp")
     return float(match[1]) / 100

@@ -11,8 +11,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
-import zipfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from leanmark import __version__
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.errors import InvalidInput, LeanmarkError, StorageFull, did_you_mean
+from leanmark.errors import InvalidInput, LeanmarkError, Position, StorageFull, did_you_mean
 from leanmark.results import SCHEMA_VERSION, Result, Run, from_json, to_json
 
 DOCUMENT = "run.json"
@@ -37,12 +37,18 @@ def default_runs() -> Path:
 
 
 def create_folder(path: Path) -> None:
-    """Make the folder of a run. Raises InvalidInput if it cannot be written."""
-    with telling(path):
-        (path / SAMPLES).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(b"x" * 65536)
-            probe.flush()
+    """Make the folder of a run. Raises InvalidInput if it cannot be written, and leaves nothing then."""
+    try:
+        with telling(path):
+            (path / SAMPLES).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path) as probe:
+                probe.write(b"x" * 65536)
+                probe.flush()
+    except InvalidInput as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise InvalidInput(
+            error.what, where=path, do="Free some space, or choose another folder with --out."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -95,15 +101,39 @@ class Journal:
         if len(whole) != len(content):
             with telling(self.path), self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        try:
-            found = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise InvalidInput(f"the journal is damaged: {error}", where=self.path) from error
-        if not all(isinstance(entry, dict) and "kind" in entry for entry in found):
-            raise InvalidInput("the journal is damaged", where=self.path)
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                found.append(_checked(json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                where = Position(self.path, number, 1)
+                raise InvalidInput(f"the journal is damaged: {error}", where=where, do="Start a new run.") from error
         if not found or found[0]["kind"] != "begin":
             raise InvalidInput("the journal holds nothing to resume from", where=self.path, do="Start a new run.")
         return found
+
+
+# What every entry of a kind holds, and as what.
+_KINDS: dict[str, dict[str, type]] = {
+    "begin": {
+        **dict.fromkeys(("suite", "digest", "started", "command"), str),
+        "cells": int,
+        **dict.fromkeys(("environment", "commit"), dict),
+    },
+    "prepared": {"cell": str, "seed": int, "prepared": dict},
+    "inspected": {"cell": str, "inspected": dict},
+    "launch": {"block": str, "samples": str, "facts": dict},
+}
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    known = _KINDS.get(entry["kind"]) if isinstance(entry, dict) and "kind" in entry else None
+    if known is None:
+        raise ValueError("an entry of no known kind")
+    for key, kind in known.items():
+        if not isinstance(entry.get(key), kind):
+            raise ValueError(f"'{key}' of an entry '{entry['kind']}' is missing or no {kind.__name__}")
+    return entry
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -151,8 +181,8 @@ def read_samples(folder: Path, name: str) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"the samples cannot be read: {error}", where=path) from error
+    except Exception as error:  # a damaged archive raises whatever its parts do
+        raise InvalidInput(f"the samples cannot be read: {error}", where=path, do="Start a new run.") from error
 
 
 # --- the document ----------------------------------------------------------------
@@ -230,6 +260,12 @@ def write_run(folder: Path, run: Run, turns: Mapping[str, Sequence[float]]) -> P
     return path
 
 
+def _resuming(folder: Path) -> str:
+    """The command that goes on with an unfinished run."""
+    command = Journal(folder).entries()[0]["command"] or "leanmark run SUITE"
+    return f"{command} --resume={folder.name}"
+
+
 def read_run(path: Path) -> Run:
     """Read a run document. Raises InvalidInput for a file that is none, or a newer one."""
     path = path / DOCUMENT if path.is_dir() else path
@@ -237,7 +273,7 @@ def read_run(path: Path) -> Run:
         raise InvalidInput(
             "the run is not finished",
             where=path.parent,
-            do=f"Go on with: leanmark run SUITE --resume={path.parent.name}",
+            do=f"Go on with: {_resuming(path.parent)}",
         )
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
@@ -266,8 +302,8 @@ def read_run(path: Path) -> Run:
         by_id = {result["cell"]["id"]: result for result in results}
         ordered = [by_id[cell] for cell in own["cells"]]
         header = {key: value for key, value in own.items() if key not in ("producer", "cells", "unmeasured")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"is not a whole run document: {error!r} is missing", where=path) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidInput(f"is not a whole run document ({type(error).__name__}: {error})", where=path) from error
     return from_json(Run, {**header, "results": ordered}, path)
 
 
@@ -287,8 +323,12 @@ def list_runs(root: Path) -> list[RunSummary]:
     """All runs in a folder, newest first; unfinished ones are marked."""
     found: list[RunSummary] = []
     for folder in root.iterdir() if root.is_dir() else ():
-        with contextlib.suppress(LeanmarkError):
+        if not (folder / DOCUMENT).exists() and not (folder / JOURNAL).exists():
+            continue
+        try:
             found.append(_summary(folder))
+        except LeanmarkError:
+            found.append(RunSummary(folder.name, "(damaged)", "", 0, False, folder))
     return sorted(found, key=lambda summary: summary.started, reverse=True)
 
 
@@ -297,9 +337,7 @@ def _summary(folder: Path) -> RunSummary:
         run = read_run(folder)
         return RunSummary(run.id, run.suite, run.started, len(run.results), run.complete, folder)
     begin = Journal(folder).entries()[0]
-    return RunSummary(
-        folder.name, begin.get("suite", "?"), begin.get("started", ""), begin.get("cells", 0), False, folder
-    )
+    return RunSummary(folder.name, begin["suite"], begin["started"], begin["cells"], False, folder)
 
 
 def find_run(name: str, root: Path, *, finished: bool) -> Path:

@@ -110,12 +110,19 @@ class Launch:
 
     @staticmethod
     def restore(facts: LaunchFacts, arrays: Mapping[str, Array]) -> Launch:
-        """The launch that `facts` and `arrays` came from."""
-        turns = (
+        """The launch that `facts` and `arrays` came from. Raises KeyError or ValueError if they do not fit."""
+        turns = tuple(
             Turns(group, arrays[f"{index}_seconds"], arrays[f"{index}_cpu_share"], arrays[f"{index}_calls"])
             for index, group in enumerate(facts.groups)
         )
-        return Launch(facts, tuple(turns))
+        for item in turns:
+            rounds, sides = len(item.seconds), len(item.group.sides)
+            shapes = (item.seconds.shape, item.cpu_share.shape, item.calls.shape[:2])
+            if shapes != ((rounds, sides), (rounds, sides), (sides, rounds)) or item.calls.ndim != 3:
+                raise ValueError("an array has another shape than its launch")
+            if not all(np.isfinite(array).all() and (array >= 0).all() for array in (item.seconds, item.cpu_share)):
+                raise ValueError("a time is not finite")
+        return Launch(facts, turns)
 
 
 def run_launch(

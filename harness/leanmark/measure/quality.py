@@ -73,6 +73,8 @@ def accuracy(answers: Answers) -> Array:
     """1 where the largest output is the target's, else 0; shape (examples,)."""
     if answers.targets is None:
         raise ValueError("accuracy needs targets")
+    if answers.targets.ndim != 1:
+        raise ValueError(f"accuracy needs one class an example, but targets have shape {list(answers.targets.shape)}")
     return (_choices(answers) == answers.targets).astype(np.float64)
 
 
@@ -161,4 +163,6 @@ def _percentiles(value: float, replicates: Array, count: int, method: str) -> In
 
 
 def _choices(answers: Answers) -> Array:
+    if not answers.outputs or answers.outputs[0].ndim < 2:
+        raise ValueError("the model gives no scores, one a class")
     return answers.outputs[0].reshape(len(answers.outputs[0]), -1).argmax(axis=1)

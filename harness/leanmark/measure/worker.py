@@ -19,7 +19,7 @@ from typing import Any
 from leanmark import modules
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, inherited
+from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, end_with_parent, inherited
 from leanmark.host import peak_rss_bytes, rss_and_uss_bytes
 
 Message = dict[str, Any]
@@ -154,6 +154,7 @@ def main(descriptor: int, *paths: str) -> None:
     """Answer requests until the parent hangs up."""
     modules.look_in(map(Path, paths))
     channel = inherited(descriptor)
+    end_with_parent(channel)
     try:
         _serve(channel)
     except ChannelClosed:

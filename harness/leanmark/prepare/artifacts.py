@@ -21,6 +21,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -32,7 +33,7 @@ from leanmark import registry
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.prepare.sources import source_hash
 from leanmark.registry import Workload
-from leanmark.results import StepSpec, canonical_json
+from leanmark.results import StepSpec, canonical_json, from_json
 from leanmark.stages import Artifact
 
 STORE_FORMAT = 1
@@ -58,6 +59,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.checked: set[str] = set()  # what was compared with its hashes
         for name in ("keys", "content", "splits", "locks", "tmp"):
             with writing_to(root):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -65,22 +67,46 @@ class Store:
     def get(self, key: str) -> Entry | None:
         """What `key` led to, if its artifact is there."""
         try:
-            values = json.loads((self.root / "keys" / f"{key}.json").read_text())
-            entry = Entry(**values)
-        except (OSError, ValueError, TypeError):
+            entry = from_json(Entry, json.loads((self.root / "keys" / f"{key}.json").read_text()))
+            return entry if (self._place(entry.content) / "manifest.json").exists() else None
+        except (OSError, ValueError, RecursionError, InvalidInput):
             return None
-        return entry if (self.root / "content" / entry.content / "manifest.json").exists() else None
+
+    def get_checked(self, key: str) -> Entry | None:
+        """The same, where every file of the artifact has its hash; a damaged artifact is made again."""
+        entry = self.get(key)
+        if entry is None or entry.content in self.checked:
+            return entry
+        if not self._is_whole(entry.content):
+            shutil.rmtree(self._place(entry.content), ignore_errors=True)
+            return None
+        self.checked.add(entry.content)
+        return entry
+
+    def _is_whole(self, content: str) -> bool:
+        try:
+            self.open(content).check()
+        except (OSError, InvalidInput):
+            return False
+        return True
 
     def open(self, content: str) -> Artifact:
-        """The artifact of a content hash."""
-        return Artifact.open(self.root / "content" / content)
+        """The artifact of a content hash. Raises InvalidInput."""
+        return Artifact.open(self._place(content))
+
+    def _place(self, content: str) -> Path:
+        if not re.fullmatch("[0-9a-f]{64}", content):
+            raise InvalidInput("a content hash has 64 hexadecimal digits", where=self.root)
+        return self.root / "content" / content
 
     def put(self, key: str, write: Callable[[Path], Artifact], entry: Callable[[str], Entry]) -> Entry:
         """Write an artifact into a fresh folder, then move it and its entry into place."""
         with writing_to(self.root), self.scratch() as folder:
             artifact = write(folder)
             content = artifact.content_hash
-            place = self.root / "content" / content
+            place = self._place(content)
+            if place.exists() and not self._is_whole(content):
+                shutil.rmtree(place, ignore_errors=True)
             if not place.exists():
                 with contextlib.suppress(FileExistsError, OSError):
                     os.rename(folder, place)
@@ -121,9 +147,10 @@ class Store:
     def final(self, key: str) -> dict[str, Any] | None:
         """What was read off the artifact of `key` when it ended a recipe."""
         try:
-            return json.loads((self.root / "keys" / f"{key}.final.json").read_text())
-        except (OSError, ValueError):
+            found: object = json.loads((self.root / "keys" / f"{key}.final.json").read_text())
+        except (OSError, ValueError, RecursionError):
             return None
+        return found if isinstance(found, dict) else None
 
     def put_final(self, key: str, facts: Mapping[str, Any]) -> None:
         """Store what was read off the last artifact of a recipe under its key."""
@@ -140,11 +167,9 @@ def writing_to(path: Path) -> Generator[None]:
             raise StorageFull(
                 "the disk is full", where=path, do="Free some space; what was measured is kept."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise InvalidInput(
-                f"cannot be written: {error.strerror}", where=path, do="Choose another folder or its permissions."
-            ) from error
-        raise
+        raise InvalidInput(
+            f"cannot be written: {error.strerror}", where=path, do="Choose another folder or its permissions."
+        ) from error
 
 
 # --- keys ------------------------------------------------------------------------
@@ -235,7 +260,16 @@ def _onnx_hash(path: str | None) -> str | None:
         raise InvalidInput(f"is no ONNX model that can be read: {error}", where=Path(path)) from error
     stored = (tensor for tensor in model.graph.initializer if uses_external_data(tensor))
     beside = sorted({str(ExternalDataInfo(tensor).location) for tensor in stored})
-    return _hash(_file_hash(path), [_file_hash(str(Path(path).parent / name)) for name in beside])
+    folder = Path(path).resolve().parent
+    for name in beside:
+        file = folder / name.replace("\0", "")
+        if "\0" in name or folder not in file.resolve().parents or not file.is_file():
+            raise InvalidInput(
+                f"its weights lie in {name[:100]!r}, which is no file beside it",
+                where=Path(path),
+                do="Put the file there, or save the model with its weights inside.",
+            )
+    return _hash(_file_hash(path), [_file_hash(str(folder / name)) for name in beside])
 
 
 def _file_hash(path: str | None) -> str | None:

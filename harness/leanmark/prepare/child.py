@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
+from typing import Any
 
 from leanmark import modules, registry
-from leanmark.channel import Channel, inherited
+from leanmark.channel import Channel, ChannelClosed, end_with_parent, inherited
 from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, prepare
@@ -20,11 +18,17 @@ from leanmark.results import Status, StepSpec, to_json
 
 
 def main(descriptor: int, *paths: str) -> None:
-    """Answer one message and end."""
+    """Answer one message, then wait to be ended: what steps started is found while this process lives."""
     modules.look_in(map(Path, paths))
     channel = inherited(descriptor)
     message = channel.receive()
-    threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
+    end_with_parent(channel)
+    _answer(message, channel)
+    with contextlib.suppress(ChannelClosed):
+        channel.receive()
+
+
+def _answer(message: dict[str, Any], channel: Channel) -> None:
     _one_thread()
     for plugin in message["plugins"]:
         registry.load_plugin(plugin)
@@ -73,13 +77,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:500] if lines else "no message"
-
-
-def _end_with_parent(channel: Channel) -> None:
-    """End this process and what it started when the parent is gone."""
-    with contextlib.suppress(OSError):
-        channel.socket.recv(1)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":

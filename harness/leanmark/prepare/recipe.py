@@ -6,6 +6,7 @@ makes does not depend on what was cached.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 
 from leanmark import counting, registry
 from leanmark.arrays import numpy as np
-from leanmark.errors import PreparationError
+from leanmark.errors import InvalidInput, PreparationError
 from leanmark.host import peak_rss_bytes
 from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
 from leanmark.prepare.base import make_base
@@ -71,17 +72,24 @@ class Prepared:
     final: Final = Final()
 
 
-def from_store(trial: Trial, store: Store) -> Prepared | None:
-    """The trial as it lies in the store, or None if any part is missing."""
+def from_store(trial: Trial, store: Store, *, checked: bool) -> Prepared | None:
+    """The trial as it lies in the store, or None if any part is missing.
+
+    `checked` compares the hashes of all its files too, and clears damaged artifacts away.
+    """
     keys = trial.keys()
-    entries = [store.get(key) for key in (keys.base, *keys.steps)]
+    look_up = store.get_checked if checked else store.get
+    entries = [look_up(key) for key in (keys.base, *keys.steps)]
     final = store.final(keys.final)
-    if final is None or not (store.splits(keys.splits) / "splits.json").exists():
+    if final is None or not _splits_are_there(keys.splits, store, checked=checked):
         return None
     if any(entry is None for entry in entries):
         return None
     found = [entry for entry in entries if entry is not None]
-    return _outcome(trial, keys, found, from_json(Final, final), cached=True)
+    try:
+        return _outcome(trial, keys, found, from_json(Final, final), cached=True)
+    except InvalidInput:
+        return None
 
 
 def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
@@ -98,6 +106,16 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
     final = Final(evidence, counting.weigh(artifact, _latest_counts(entries)))
     store.put_final(keys.final, to_json(final))
     return _outcome(trial, keys, entries, final, cached=False)
+
+
+def _splits_are_there(key: str, store: Store, *, checked: bool) -> bool:
+    root = store.splits(key)
+    if not checked or root.name in store.checked:
+        return (root / workload_splits.INDEX).exists()
+    whole = workload_splits.are_whole(root)
+    if whole:
+        store.checked.add(root.name)
+    return whole
 
 
 def _evidence(spec: StepSpec, artifact: Artifact) -> Evidence:
@@ -212,7 +230,8 @@ class _Splits:
         self.source = workload.data or workload.inputs
         self.root = store.splits(key)
         with store.lock(f"splits-{key}"):
-            if not (self.root / "splits.json").exists():
+            if not workload_splits.are_whole(self.root):
+                shutil.rmtree(self.root, ignore_errors=True)
                 made = workload_splits.load(workload)
                 with store.scratch() as folder:
                     workload_splits.store(made, folder / "splits")

@@ -16,7 +16,7 @@ from typing import Any
 import platformdirs
 
 from leanmark import modules
-from leanmark.errors import InvalidInput
+from leanmark.errors import InvalidInput, Position
 from leanmark.results import canonical_json
 
 _MEMORY_FORMAT = 1
@@ -93,13 +93,14 @@ def _source(path: Path) -> _Source:
 def _remembered(path: Path, stamp: tuple[int, int]) -> _Source:
     """What the file says, from the memory if its time and size are those of then."""
     memory = _memory()
-    known: dict[str, Any] | None = memory.get(str(path))
-    if known is None or tuple(known["stamp"]) != stamp:
-        read = _read(path)
-        known = {"stamp": stamp, "digest": read.digest, "imported": sorted(read.imported)}
-        memory[str(path)] = known
-        _keep(memory)
-    return _Source(known["digest"], frozenset((level, base, name) for level, base, name in known["imported"]))
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # a memory that somebody damaged is none
+        known: dict[str, Any] = memory[str(path)]
+        if tuple(known["stamp"]) == stamp:
+            return _Source(known["digest"], frozenset((level, base, name) for level, base, name in known["imported"]))
+    read = _read(path)
+    memory[str(path)] = {"stamp": stamp, "digest": read.digest, "imported": sorted(read.imported)}
+    _keep(memory)
+    return read
 
 
 def _read(path: Path) -> _Source:
@@ -108,15 +109,21 @@ def _read(path: Path) -> _Source:
         return _Source(hashlib.sha256(content).hexdigest(), frozenset())
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError) as error:
-        raise InvalidInput(f"is no Python that can be read: {error}", where=path) from error
+        digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    except SyntaxError as error:
+        where = Position(path, error.lineno or 1, error.offset or 1)
+        raise InvalidInput(f"is no Python that can be read: {error.msg}", where=where) from error
+    except (ValueError, MemoryError, RecursionError) as error:
+        raise InvalidInput(
+            f"is no Python that can be read: {error or 'it is nested too deeply'}", where=path
+        ) from error
     imported: set[tuple[int, str, str]] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {(0, alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported |= {(node.level, node.module or "", alias.name) for alias in node.names}
-    return _Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imported))
+    return _Source(digest, frozenset(imported))
 
 
 def _memory_file() -> Path:
@@ -126,9 +133,9 @@ def _memory_file() -> Path:
 @functools.cache
 def _memory() -> dict[str, Any]:
     """Digests of files that were read before; reading two dozen syntax trees takes half a second."""
-    with contextlib.suppress(OSError, ValueError):
-        stored = json.loads(_memory_file().read_text())
-        if stored.get("format") == _MEMORY_FORMAT:
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        stored: Any = json.loads(_memory_file().read_text())
+        if stored["format"] == _MEMORY_FORMAT and isinstance(stored["files"], dict):
             return stored["files"]
     return {}
 

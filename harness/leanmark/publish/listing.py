@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from leanmark.publish.numbers import seconds
+from leanmark.publish.numbers import seconds, visible
 from leanmark.results import Cell, to_json
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def _print_rows(rows: Sequence[Sequence[str]]) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return visible(str(value))
 
 
 def _minutes(seconds: float) -> str:

@@ -27,6 +27,8 @@ Hook = Callable[["nn.Module"], None]
 # bear a high rate that way (Smith, Topin 2018, Super-Convergence).
 WARM_UP = 0.2
 _REPORTS = 50
+# What the `train` of a workload may set.
+SETTINGS = ("epochs", "batch_size", "learning_rate", "loss", "label_smoothing", "weight_decay")
 
 
 def fit(
@@ -34,9 +36,9 @@ def fit(
     train: Split,
     *,
     epochs: float,
-    batch_size: int,
-    learning_rate: float,
     generator: torch.Generator,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
     loss: Loss = "cross_entropy",
     label_smoothing: float = 0.0,
     weight_decay: float = 0.05,

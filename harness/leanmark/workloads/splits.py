@@ -244,11 +244,7 @@ def check_disjoint(splits: Mapping[str, Split]) -> dict[str, str]:
     for name, split in splits.items():
         digests = _example_digests(split)
         examples[name] = frozenset(digests)
-        content = hashlib.sha256(b"".join(digests))
-        if split.targets is not None:
-            content.update(_header(split.targets))
-            content.update(split.targets.tobytes())
-        hashes[name] = content.hexdigest()
+        hashes[name] = _digest(split, digests)
     for first, second in combinations(splits, 2):
         shared = len(examples[first] & examples[second])
         if shared:
@@ -257,6 +253,14 @@ def check_disjoint(splits: Mapping[str, Split]) -> dict[str, str]:
                 do=f"Take them out of one: what is seen in '{first}' must not be in '{second}'.",
             )
     return hashes
+
+
+def _digest(split: Split, examples: list[bytes]) -> str:
+    content = hashlib.sha256(b"".join(examples))
+    if split.targets is not None:
+        content.update(_header(split.targets))
+        content.update(split.targets.tobytes())
+    return content.hexdigest()
 
 
 def _example_digests(split: Split) -> list[bytes]:
@@ -318,6 +322,18 @@ def store(splits: Mapping[str, Split], root: Path) -> dict[str, str]:
     return hashes
 
 
+def are_whole(root: Path) -> bool:
+    """Whether every stored split can be read and has the hash that it was stored with."""
+    try:
+        for name in names(root):
+            split = open_split(root, name)
+            if _digest(split, _example_digests(split)) != _known(root)[name]["sha256"]:
+                return False
+    except InvalidInput:
+        return False
+    return True
+
+
 def names(root: Path) -> frozenset[str]:
     """The splits that are stored. Raises InvalidInput for a folder that `store` did not write to its end."""
     with _reading(root):
@@ -347,14 +363,14 @@ def _known(root: Path) -> dict[str, Any]:
     index = json.loads((root / INDEX).read_bytes())
     if index["format"] != FORMAT:
         raise InvalidInput("the splits have a format that this version does not read", where=root / INDEX)
-    return index["splits"]
+    return dict(index["splits"])
 
 
 @contextlib.contextmanager
 def _reading(root: Path) -> Generator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInput(
             f"no readable splits: {type(error).__name__}: {error}", where=root, do="Prepare the workload again."
         ) from error

@@ -40,6 +40,13 @@ def hangs(model: TorchModel, ctx: Context, *, marker: str = "") -> TorchModel:
         time.sleep(60)
 
 
+@step("faulty.detach", evidence=nothing, **options)
+def detaches(model: TorchModel, ctx: Context, *, marker: str) -> TorchModel:
+    """Leave a process in a session of its own behind."""
+    Path(marker).write_text(str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid))
+    return model
+
+
 @step("faulty.kill", evidence=nothing, **options)
 def kills(model: TorchModel, ctx: Context) -> TorchModel:
     """Kill the own process."""
