@@ -26,7 +26,7 @@ TURN_SECONDS = 0.001
 MINIMUM_ROUNDS = 5
 # A slowdown that has turns of its own gets the time of so many cells: long turns are
 # further apart, and a run that cannot see its own control is worth little.
-_CONTROL_SHARE = 3
+_CONTROL_SHARE = 5
 _WARM_SECONDS = 0.01
 _WARM_TREND = 0.05
 _WARM_LIMIT = 6
