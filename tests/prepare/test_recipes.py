@@ -69,7 +69,7 @@ def test_every_recipe_of_quick_takes_effect(first: tuple[Store, dict[str, Prepar
 def test_what_is_stored_is_not_made_again(first: tuple[Store, dict[str, Prepared]]):
     store, prepared = first
     for name, trial in quick_trials().items():
-        stored = from_store(trial, store)
+        stored = from_store(trial, store, checked=True)
         assert stored is not None
         assert stored.cost is not None
         assert stored.cost.cached

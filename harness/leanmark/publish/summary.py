@@ -32,7 +32,9 @@ def print_run(run: Run, console: Console) -> None:
     from rich.text import Text
 
     table = leaderboard.rows(run)
-    console.print(Text(visible(f"{run.suite}: {run.title}" if run.title not in ("", run.suite) else run.suite, 400), style="bold"))
+    console.print(
+        Text(visible(f"{run.suite}: {run.title}" if run.title not in ("", run.suite) else run.suite, 400), style="bold")
+    )
     if not run.complete:
         console.print(Text("! This run is not complete.", style="bold yellow"))
     for warning in run.warnings:
