@@ -83,7 +83,7 @@ def test_quick_commands_import_no_torch(arguments: list[str]):
 def test_a_measuring_process_imports_only_what_it_runs():
     program = (
         "import sys\nimport leanmark.measure.worker, leanmark.registry, leanmark.stages\n"
-        "from leanmark.workloads.splits import open_split\nleanmark.registry.load_builtins()\n"
+        "from leanmark.workloads.split_store import open_split\nleanmark.registry.load_builtins()\n"
         "heavy = {'torch', 'onnxruntime', 'onnx', 'pandas', 'altair', 'scipy', 'pydantic', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -202,7 +202,9 @@ def test_a_duel_needs_no_suite(project: Path):
     assert alone.returncode == 2
     assert "takes 2 examples a call, not 1" in alone.stderr
     assert "Use --batch 2." in alone.stderr
-    sides += ["--batch", "2"]
+    with_more = np.zeros((64, 4), np.float32)
+    np.savez(project / "more.npz", x=np.load(project / "inputs.npz")["x"], targets=np.zeros(64), more=with_more)
+    sides = [*sides[:-1], "more.npz", "--batch", "2"]  # what no model takes is left out
     done = leanmark("duel", *sides, "--budget", "400ms", "--launches", "4", "--json", cwd=project)
     assert done.returncode == 0, done.stderr
     duel = json.loads(done.stdout)

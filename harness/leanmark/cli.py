@@ -108,25 +108,17 @@ def run(
 
 def _run(suite: str, options: Options, advance: Any) -> Any:
     from leanmark.errors import Interrupted, StorageFull
+    from leanmark.judge.store import resuming
     from leanmark.runner import RunStopped, run_suite
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run_suite(suite, options, advance)
     except RunStopped as stopped:
-        command = shlex.join(["leanmark", *_without_resume(sys.argv[1:]), f"--resume={stopped.folder.name}"])
-        advice = f"What was measured is kept. Go on with: {command}"
+        advice = f"What was measured is kept. Go on with: {resuming(stopped.folder)}"
         if isinstance(stopped.cause, StorageFull):
             raise StorageFull(stopped.cause.what, where=stopped.cause.where, do=advice) from None
         raise Interrupted("interrupted", do=advice) from None
-
-
-def _without_resume(words: list[str]) -> list[str]:
-    kept = [word for word in words if not word.startswith("--resume=")]
-    while "--resume" in kept:
-        at = kept.index("--resume")
-        del kept[at : at + 2]
-    return kept
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -19,7 +19,7 @@ from leanmark.processes import kill_all
 from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Timing
 from leanmark.stages import Artifact, Program, Split, save
-from leanmark.workloads import splits
+from leanmark.workloads import split_store
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ def fight(
         if threads > len(available_cpus()):
             raise InvalidInput(f"{threads} threads are more than the {len(available_cpus())} processors there are")
         arrays = _read_inputs(data)
-        splits.store({"test": Split(arrays)}, root / "splits")
         sides = [_side(path, name, root, target) for name, path in (("second", second), ("first", first))]
-        for side, path in zip(sides, (second, first), strict=True):
-            _check_inputs(side, path, arrays, data, batch)
+        taken = [_check_inputs(side, path, arrays, data) for side, path in zip(sides, (second, first), strict=True)]
+        if taken[0] != taken[1]:
+            raise InvalidInput(f"takes {', '.join(taken[1])}, but {second} takes {', '.join(taken[0])}", where=first)
+        split_store.store({"test": Split({name: arrays[name] for name in taken[0]})}, root / "splits")
         done: list[Launch] = []
         try:
             for number in range(launches):
@@ -113,8 +114,8 @@ def _side(path: Path, name: str, root: Path, target: Target) -> Side:
     return Side(name, folder, target, root / "splits")
 
 
-def _check_inputs(side: Side, model: Path, arrays: Mapping[str, Array], data: Path, batch: int) -> None:
-    """Names, types and ranks of the examples must be those that the model takes. Raises InvalidInput."""
+def _check_inputs(side: Side, model: Path, arrays: Mapping[str, Array], data: Path) -> list[str]:
+    """The names of the model's inputs. Raises InvalidInput where the examples do not fit them."""
     from onnx import helper
 
     graph = Artifact.open(side.artifact).proto().graph
@@ -129,11 +130,13 @@ def _check_inputs(side: Side, model: Path, arrays: Mapping[str, Array], data: Pa
             raise InvalidInput(f"'{name}' is {array.dtype}, but {model} takes {kind}", where=data)
         shape = [axis.dim_value or axis.dim_param or "?" for axis in tensor.shape.dim]
         first = shape[0] if shape else None
-        if isinstance(first, int) and first != batch:
-            raise InvalidInput(f"takes {first} examples a call, not {batch}", where=model, do=f"Use --batch {first}.")
+        if isinstance(first, int) and first != side.target.batch:
+            what = f"takes {first} examples a call, not {side.target.batch}"
+            raise InvalidInput(what, where=model, do=f"Use --batch {first}.")
         fixed = [(own, given) for own, given in zip(shape[1:], array.shape[1:], strict=False) if isinstance(own, int)]
         if tensor.HasField("shape") and (len(shape) != array.ndim or any(own != given for own, given in fixed)):
             raise InvalidInput(f"'{name}' has shape {list(array.shape)}, but {model} takes {shape}", where=data)
+    return sorted(wanted)
 
 
 def _read_inputs(data: Path) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from leanmark.measure.paired import Group, Launch, LaunchFacts, Turns, compare, 
 from leanmark.measure.sides import Side, SideError, Worker
 from leanmark.results import Status, Target
 from leanmark.stages import Delivery, Program, Split, save
-from leanmark.workloads import splits
+from leanmark.workloads import split_store
 
 
 def side(name: str, every: int | None = None, folder: Path = Path()) -> Side:
@@ -104,7 +104,7 @@ def program(extra: int | None = None) -> Program:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sides")
     inputs = np.random.default_rng(1).normal(size=(10, 256)).astype(np.float32)
-    splits.store({"test": Split({"x": inputs})}, root / "splits")
+    split_store.store({"test": Split({"x": inputs})}, root / "splits")
     for name, extra in {"plain": None, "half": 2}.items():
         (root / name).mkdir()
         save(program(extra), root / name)

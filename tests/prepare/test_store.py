@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from leanmark.errors import InvalidInput
 from leanmark.prepare.artifacts import Entry, Store
 from leanmark.stages import Program, Split, save
-from leanmark.workloads import splits
+from leanmark.workloads import split_store
 from running import leanmark
 
 KEY = "0" * 64
@@ -79,12 +79,12 @@ def test_damaged_splits_are_noticed(tmp_path: Path):
     made = {"test": Split({"x": np.arange(8.0).reshape(4, 2)}, np.arange(4))}
     for damage in (None, "test-0.npy", "test-targets.npy", "splits.json"):
         root = tmp_path / str(damage)
-        splits.store(made, root)
+        split_store.store(made, root)
         if damage is not None:
             content = bytearray((root / damage).read_bytes())
             content[-20] ^= 1
             (root / damage).write_bytes(bytes(content))
-        assert splits.are_whole(root) is (damage is None)
+        assert split_store.are_whole(root) is (damage is None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from leanmark.arrays import Array
 from leanmark.errors import InvalidInput
 from leanmark.stages import Split
 from leanmark.workloads.fashion_mnist import FILE, MEAN, STD, small_splits
-from leanmark.workloads.splits import check_disjoint
+from leanmark.workloads.split_store import check_disjoint
 
 TROUSER, SNEAKER = 1, 7
 

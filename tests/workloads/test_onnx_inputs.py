@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
 from leanmark.stages import Split
-from leanmark.workloads.splits import check_disjoint, load
+from leanmark.workloads.split_store import check_disjoint
+from leanmark.workloads.splits import load
 
 
 def write_model(path: Path, inputs: Mapping[str, int]) -> None:

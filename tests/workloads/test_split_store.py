@@ -19,8 +19,8 @@ from hypothesis.extra import numpy as hnp
 from leanmark.arrays import Array
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.stages import Split
-from leanmark.workloads import splits as module
-from leanmark.workloads.splits import INDEX, check_disjoint, open_split, store
+from leanmark.workloads import split_store as module
+from leanmark.workloads.split_store import INDEX, check_disjoint, open_split, store
 
 
 def example_splits() -> dict[str, Split]:
@@ -85,7 +85,7 @@ def test_index_says_what_is_there(tmp_path: Path) -> None:
 def test_reading_needs_numpy_only(tmp_path: Path) -> None:
     store(example_splits(), tmp_path)
     program = (
-        "import sys; from pathlib import Path; from leanmark.workloads.splits import open_split; "
+        "import sys; from pathlib import Path; from leanmark.workloads.split_store import open_split; "
         "assert len(open_split(Path(sys.argv[1]), 'test')) == 4; "
         "print([n for n in ('torch', 'pydantic', 'pandas', 'onnx', 'safetensors') if n in sys.modules])"
     )

@@ -18,7 +18,8 @@ from leanmark.arrays import Array
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
 from leanmark.stages import Split
-from leanmark.workloads.splits import check_disjoint, load, normalise
+from leanmark.workloads.split_store import check_disjoint
+from leanmark.workloads.splits import load, normalise
 
 NUMBERS = st.one_of(
     hnp.floating_dtypes(endianness="?", sizes=(16, 32, 64)),

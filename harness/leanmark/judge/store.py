@@ -260,9 +260,9 @@ def write_run(folder: Path, run: Run, turns: Mapping[str, Sequence[float]]) -> P
     return path
 
 
-def _resuming(folder: Path) -> str:
+def resuming(folder: Path) -> str:
     """The command that goes on with an unfinished run."""
-    command = Journal(folder).entries()[0]["command"] or "leanmark run SUITE"
+    command = Journal(folder).entries()[0]["command"]
     return f"{command} --resume={folder.name}"
 
 
@@ -273,7 +273,7 @@ def read_run(path: Path) -> Run:
         raise InvalidInput(
             "the run is not finished",
             where=path.parent,
-            do=f"Go on with: {_resuming(path.parent)}",
+            do=f"Go on with: {resuming(path.parent)}",
         )
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:

@@ -34,7 +34,7 @@ class Side:
 
     def __init__(self, message: Message) -> None:
         from leanmark.stages import Artifact
-        from leanmark.workloads.splits import open_split
+        from leanmark.workloads.split_store import open_split
 
         self.batch: int = message["batch"]
         self.metric: str = message["metric"]

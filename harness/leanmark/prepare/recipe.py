@@ -22,7 +22,7 @@ from leanmark.prepare.base import make_base
 from leanmark.registry import Workload
 from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec, from_json, to_json
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
-from leanmark.workloads import splits as workload_splits
+from leanmark.workloads import split_store, splits
 
 # Exact steps are checked on so many examples of the validation split.
 _EXACT_EXAMPLES = 256
@@ -111,8 +111,8 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
 def _splits_are_there(key: str, store: Store, *, checked: bool) -> bool:
     root = store.splits(key)
     if not checked or root.name in store.checked:
-        return (root / workload_splits.INDEX).exists()
-    whole = workload_splits.are_whole(root)
+        return (root / split_store.INDEX).exists()
+    whole = split_store.are_whole(root)
     if whole:
         store.checked.add(root.name)
     return whole
@@ -230,19 +230,19 @@ class _Splits:
         self.source = workload.data or workload.inputs
         self.root = store.splits(key)
         with store.lock(f"splits-{key}"):
-            if not workload_splits.are_whole(self.root):
+            if not split_store.are_whole(self.root):
                 shutil.rmtree(self.root, ignore_errors=True)
-                made = workload_splits.load(workload)
+                made = splits.load(workload)
                 with store.scratch() as folder:
-                    workload_splits.store(made, folder / "splits")
+                    split_store.store(made, folder / "splits")
                     (folder / "splits").rename(self.root)
 
     def open(self, name: str) -> Split:
         """A split, or the nearest one that stands in for it; never the test split."""
-        known = workload_splits.names(self.root)
+        known = split_store.names(self.root)
         for candidate in (name, *_STAND_INS.get(name, ())):
             if candidate in known:
-                return workload_splits.open_split(self.root, candidate)
+                return split_store.open_split(self.root, candidate)
         raise PreparationError(
             f"'{self.source}' gives no {name} split",
             do=f"Let it return {' or '.join((name, *_STAND_INS.get(name, ())))}; test data never reach a step.",
