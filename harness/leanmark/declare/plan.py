@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from leanmark import registry
-from leanmark.declare.suite import EAGER, REFERENCE, Recipe, Suite, final_stage, stage_problem
+from leanmark.declare.recipes import EAGER, REFERENCE, Recipe, final_stage, stage_problem
+from leanmark.declare.suite import Suite
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
 from leanmark.results import Cell, Role, Status, Target
