@@ -66,7 +66,8 @@ def print_plan(suite: str, cells: Sequence[Cell], prepare_seconds: float, measur
         text = " > ".join(own) or "as it is"
         rows.append((cell.id, f"{cell.skip[0]}: {cell.skip[1]}" if cell.skip else text))
     _print_rows(rows)
-    print("\n[step]: added because the target needs it; fp32, fp32-eager and the controls belong to every suite")
+    if any(cell.lowering for cell in cells):
+        print("\n[step]: added because the target needs it")
     print(f"{suite}: {len(cells)} cells; about {_minutes(prepare_seconds)} to prepare what is not in the store, "
           f"{_minutes(measure_seconds)} to measure")  # fmt: skip
 
