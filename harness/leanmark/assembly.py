@@ -110,9 +110,9 @@ def _truth(result: Result) -> float | None:
     if result.cell.role is not Role.CONTROL:
         return None
     for evidence in result.evidence:
-        every = evidence.facts.get("extra_call_every")
-        if isinstance(every, int):
-            return 1 + 1 / every
+        ratio = evidence.facts.get("ratio")
+        if isinstance(ratio, float):
+            return ratio
     return 1.0
 
 

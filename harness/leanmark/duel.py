@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError
 from leanmark.host import available_cpus
 from leanmark.measure import paired
-from leanmark.measure.paired import Launch, run_launch
+from leanmark.measure.paired import Launch
 from leanmark.measure.sides import Side
 from leanmark.processes import kill_all
 from leanmark.progress import Advance
@@ -66,20 +67,21 @@ def fight(
         split_store.store({"test": Split({name: arrays[name] for name in taken[0]})}, root / "splits")
         done: list[Launch] = []
         try:
-            for number in range(launches):
-                label = f"launch {number + 1} of {launches}"
-                launch = run_launch(
-                    sides,
-                    number=number,
-                    seconds=budget_seconds / launches,
-                    cpus=available_cpus(),
-                    seed=0,
-                    before=done[0] if done else None,
-                    progress=lambda share, n=number, text=label: advance((n + share) / launches, text),
-                )
-                for name, death in launch.deaths.items():
-                    raise DuelError(f"cannot be run: {death.reason}", where=first if name == "first" else second)
-                done.append(launch)
+            measured = paired.measure(
+                sides,
+                launches=launches,
+                seconds=budget_seconds / launches,
+                cpus=available_cpus(),
+                seed=0,
+                progress=lambda share, number: advance(
+                    (number + share) / launches, f"launch {number + 1} of {launches}"
+                ),
+            )
+            with contextlib.closing(measured):
+                for launch in measured:
+                    for name, death in launch.deaths.items():
+                        raise DuelError(f"cannot be run: {death.reason}", where=first if name == "first" else second)
+                    done.append(launch)
         finally:
             kill_all()
     ratio = paired.compare(done, "first", "second")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -14,6 +15,17 @@ def available_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def pin(cpus: Iterable[int], pid: int = 0) -> bool:
+    """Keep a process, by default the calling thread, on these processors; False where that is not permitted."""
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        os.sched_setaffinity(pid, cpus)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def peak_rss_bytes() -> int:
@@ -39,3 +51,10 @@ def rss_and_uss_bytes() -> tuple[int, int | None]:
         return full.rss, full.uss
     except (psutil.AccessDenied, AttributeError):
         return process.memory_info().rss, None
+
+
+def available_memory() -> int:
+    """Bytes that can be had without pushing other programs out."""
+    import psutil
+
+    return psutil.virtual_memory().available

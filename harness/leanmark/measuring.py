@@ -1,12 +1,12 @@
 """Every block of a plan measured: what its artifacts answer, then launch after launch.
 
-The workers of the first launch also answer the test split, before anything is timed,
-so that no process is started for that alone. Further seeds, whose latency is not
-measured, get a process each.
+What an artifact answers, and what its start costs, is seen in a fresh process of its
+own, one for each seed; the latency of the first seed's is measured in launches.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -21,17 +21,15 @@ from leanmark.assembly import Findings, Inspected
 from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus
 from leanmark.judge import store as runs
-from leanmark.measure import quality
-from leanmark.measure.paired import Launch, LaunchFacts, run_launch
-from leanmark.measure.sides import Side, SideError, Worker
+from leanmark.measure import paired, quality
+from leanmark.measure.paired import Launch, LaunchFacts
+from leanmark.measure.sides import Side, SideError
 from leanmark.planned import Planned
 from leanmark.prepare.recipe import Prepared
 from leanmark.processes import child_threads
 from leanmark.progress import Meter
-from leanmark.results import Cell, ColdStart, Interval, Role, Status, from_json, short_id, to_json
+from leanmark.results import Cell, Interval, Role, Status, from_json, short_id, to_json
 
-# A launch with more disturbed turns than this is measured once more.
-_REPEAT_SHARE = 0.3
 # What the processes of one cell showed, by the index of their seed.
 _Shown = dict[int, quality.Inspection | SideError]
 
@@ -89,32 +87,25 @@ class _Block:
         missing = [cell for cell in self.cells if cell.id not in self.inspected]
         if self.reference is not None and missing and self.reference not in missing:
             missing.insert(0, self.reference)  # its answers are what the others' are compared with
-        shown = self._inspect_apart(missing)
-        if self.reference is None:
-            self._inspect(missing, shown)
-            return []
-        while len(self.launches) < self.suite.launches:
-            alive = [cell for cell in self.cells if self._lives(cell)]
-            if self.reference not in alive:
-                break
-            self.launches.append(self._launch(alive, missing, shown))
-            missing = []
+        self._inspect(missing, self._ask_all(missing))
+        alive = [cell for cell in self.cells if self._lives(cell)]
+        if self.reference in alive:
+            self._duel(alive)
         return self.launches
 
     def _lives(self, cell: Cell) -> bool:
-        known = self.inspected.get(cell.id)
-        return (known is None or known.death is None) and all(cell.id not in item.deaths for item in self.launches)
+        return self.inspected[cell.id].death is None and all(cell.id not in item.deaths for item in self.launches)
 
     # --- answers ---
 
-    def _inspect_apart(self, cells: Sequence[Cell]) -> dict[str, _Shown]:
-        """What processes of their own show: of every seed whose latency is not measured."""
-        first = 1 if self.reference is not None else 0
-        seeds = range(first, len(self.suite.seeds))
+    def _ask_all(self, cells: Sequence[Cell]) -> dict[str, _Shown]:
+        """What a fresh process of every cell and seed shows."""
         shown: dict[str, _Shown] = {cell.id: {} for cell in cells}
         with child_threads(self.planned.jobs) as pool:
             futures = {
-                pool.submit(quality.inspect, self._side(cell, seed)): (cell, seed) for cell in cells for seed in seeds
+                pool.submit(quality.inspect, self._side(cell, seed)): (cell, seed)
+                for cell in cells
+                for seed in range(len(self.suite.seeds))
             }
             for future in as_completed(futures):
                 cell, seed = futures[future]
@@ -180,49 +171,33 @@ class _Block:
             splits=self.planned.store.splits(prepared.splits),
             metric=self.planned.plan.workload(cell.workload).metric,
             paths=self.planned.paths,
-            extra_call_every=artifact.delivery.extra_call_every,
         )
 
     # --- turns ---
 
-    def _launch(self, cells: Sequence[Cell], asked: Sequence[Cell], shown: dict[str, _Shown]) -> Launch:
-        """One launch; the workers of the cells in `asked` give their answers first."""
-        number = len(self.launches)
-        label = f"{self.name}: launch {number + 1} of {self.suite.launches}"
-        start = self.meter.shares["measure"]
-        names = {cell.id for cell in asked}
+    def _duel(self, cells: Sequence[Cell]) -> None:
+        """The launches that are still to be measured, each into the journal."""
+        start = self.meter.shares["measure"] - self.share * len(self.launches)
 
-        def answer(worker: Worker, cold_start: ColdStart) -> None:
-            if worker.side.name in names:
-                shown[worker.side.name][0] = quality.answer(worker, cold_start)
+        def tell(done: float, number: int) -> None:
+            label = f"{self.name}: launch {number + 1} of {self.suite.launches}"
+            self.meter.reach("measure", start + self.share * (number + done), label)
 
-        def attempt() -> Launch:
-            return run_launch(
-                [self._side(cell) for cell in cells],
-                number=number,
-                seconds=self.suite.budget_seconds / self.suite.launches,
-                cpus=available_cpus(),
-                seed=_stable_seed(self.name),
-                before=self.launches[0] if self.launches else None,
-                opened=answer,
-                progress=lambda done: self.meter.reach("measure", start + self.share * done, label),
-            )
-
-        self.meter.tell("measure", label)
-        launch = attempt()
-        for cell in asked:
-            if 0 not in shown[cell.id]:
-                shown[cell.id][0] = SideError(launch.deaths[cell.id])
-        self._inspect(asked, shown)
-        names.clear()
-        if launch.disturbed_share() > _REPEAT_SHARE:
-            self.meter.tell("measure", f"{label}, again: other programs disturbed it")
-            launch = min(launch, attempt(), key=lambda item: (len(item.deaths), item.disturbed_share()))
-        self.meter.reach("measure", start + self.share, label)
-        name = f"{_slug(self.name)}-{number}"
-        runs.write_samples(self.journal.folder, name, launch.arrays())
-        self.journal.append("launch", block=self.name, samples=name, facts=to_json(launch.facts))
-        return launch
+        measured = paired.measure(
+            [self._side(cell) for cell in cells],
+            launches=self.suite.launches,
+            seconds=self.suite.budget_seconds / self.suite.launches,
+            cpus=available_cpus(),
+            seed=_stable_seed(self.name),
+            before=self.launches,
+            progress=tell,
+        )
+        with contextlib.closing(measured):
+            for launch in measured:
+                name = f"{_slug(self.name)}-{len(self.launches)}"
+                runs.write_samples(self.journal.folder, name, launch.arrays())
+                self.journal.append("launch", block=self.name, samples=name, facts=to_json(launch.facts))
+                self.launches.append(launch)
 
 
 def _restored(journal: runs.Journal, entry: Mapping[str, Any]) -> Launch:

@@ -10,9 +10,11 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,43 +53,43 @@ class Death:
 
 
 class Child:
-    """A running child process."""
+    """A running child process.
 
-    def __init__(
-        self, module: str, *, threads: int = 1, python: str = sys.executable, paths: Sequence[Path] = ()
-    ) -> None:
-        self.channel, theirs = pair()
+    Either a `Fresh` interpreter or the `Copy` of one that was made a `Base`.
+    """
+
+    def __init__(self) -> None:
+        self.channel, self._theirs = pair()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.started = time.monotonic()
         self._oom_kills = _oom_kills()
         try:
-            self.process = subprocess.Popen(
-                [python, "-P", "-m", module, str(theirs.fileno()), *map(str, paths)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self.log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **thread_environment(threads)},
-                start_new_session=True,
-            )
+            self.pid = self._start(self._theirs.fileno())
+        except BaseException:
+            self.channel.close()
+            self.log.close()
+            raise
         finally:
-            theirs.close()
+            self._theirs.close()
         _living.add(self)
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+    def _start(self, descriptor: int) -> int:
+        raise NotImplementedError
+
+    def exit_code(self, timeout: float) -> int | None:
+        """How it ended, minus the signal that killed it; None if it still runs after `timeout` seconds."""
+        raise NotImplementedError
 
     def begin_kill(self) -> None:
         """Send the end of the child, and of everything that it started, on its way."""
         _living.discard(self)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
 
     def kill_family(self) -> None:
         """End the child, and also what it started in sessions of their own."""
         with contextlib.suppress(psutil.Error):
-            for descendant in psutil.Process(self.process.pid).children(recursive=True):
+            for descendant in psutil.Process(self.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     descendant.kill()
         self.kill()
@@ -95,15 +97,14 @@ class Child:
     def kill(self) -> None:
         """End the child and everything that it started in its session."""
         self.begin_kill()
-        self.process.wait()
+        self.exit_code(60)
         self.channel.close()
         self.log.close()
 
     def death(self) -> Death:
         """Why the child is gone; call after its channel closed."""
-        try:
-            code = self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        code = self.exit_code(5)
+        if code is None:
             return Death(Status.FAILED, f"it closed its channel and went on running; {self.tail()}".rstrip("; "))
         tail = self.tail()
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
@@ -121,10 +122,110 @@ class Child:
         return lines[-1][:300] if lines else ""
 
 
+class Fresh(Child):
+    """A child that is a fresh interpreter: ``python -m MODULE DESCRIPTOR``."""
+
+    def __init__(
+        self, module: str, *, threads: int = 1, python: str = sys.executable, paths: Sequence[Path] = ()
+    ) -> None:
+        self._command = [python, "-P", "-m", module]
+        self._paths = list(map(str, paths))
+        self._environment = {**os.environ, **thread_environment(threads)}
+        super().__init__()
+
+    def _start(self, descriptor: int) -> int:
+        self._process = subprocess.Popen(
+            [*self._command, str(descriptor), *self._paths],
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            start_new_session=True,
+        )
+        return self._process.pid
+
+    def exit_code(self, timeout: float) -> int | None:
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class Base(Fresh):
+    """A fresh interpreter that imports something once and then only makes copies of itself.
+
+    Raises ChannelClosed or TimeoutError where it does not answer.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        message: Mapping[str, Any],
+        *,
+        threads: int = 1,
+        python: str = sys.executable,
+        paths: Sequence[Path] = (),
+    ) -> None:
+        self._lock, self._ready = threading.Lock(), False
+        super().__init__(module, threads=threads, python=python, paths=paths)
+        self.channel.send({"op": "base", **message})
+
+    def wait(self, timeout: float) -> None:
+        """Until it has imported what it imports."""
+        with self._lock:
+            if not self._ready:
+                self.channel.receive(timeout)
+                self._ready = True
+
+    def fork(self, channel: int, log: int) -> int:
+        """The process id of a new copy that talks over one descriptor and prints to the other."""
+        with self._lock:
+            self.channel.send({"op": "fork"})
+            socket.send_fds(self.channel.socket, [b"F"], [channel, log])
+            return int(self.channel.receive(30)["pid"])
+
+    def ended(self, pid: int) -> int | None:
+        """How a copy ended; None if it has not."""
+        with self._lock:
+            self.channel.send({"op": "ended", "pid": pid})
+            return self.channel.receive(30)["code"]
+
+
+class Copy(Child):
+    """A fork of a base, in a process group of its own."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        super().__init__()
+
+    def _start(self, descriptor: int) -> int:
+        return self._base.fork(descriptor, self.log.fileno())
+
+    def exit_code(self, timeout: float) -> int | None:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            try:
+                code = self._base.ended(self.pid)
+            except (ChannelClosed, TimeoutError):  # the base is gone, and what it knew
+                code = -signal.SIGKILL if _is_gone(self.pid) else None
+            if code is not None:
+                return code
+            time.sleep(0.002)
+        return None
+
+
 def kill_all() -> None:
     """End every child that is left; called when a run is interrupted or fails."""
-    for child in list(_living):
+    for child in sorted(_living, key=lambda child: isinstance(child, Base)):  # a base knows how its copies ended
         child.kill_family()
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _oom_kills() -> int:
@@ -192,7 +293,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Progress | Done]:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     job = waiting.pop()
-                    child = Child(job.module, threads=job.threads, paths=job.paths)
+                    child = Fresh(job.module, threads=job.threads, paths=job.paths)
                     running[child] = job
                     selector.register(child.channel, selectors.EVENT_READ, child)
                     with contextlib.suppress(ChannelClosed):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
 MANIFEST = "manifest.json"
-ARTIFACT_FORMAT = 1
+ARTIFACT_FORMAT = 2
 # Below this many bytes a tensor is not worth a codebook, and stays in the program.
 PACK_MINIMUM_BYTES = 1024
 
@@ -39,11 +39,11 @@ class Delivery:
     """How an artifact is stored and driven; every step hands it on.
 
     packed: weights lie in a file of packed weights that is decoded when loaded.
-    extra_call_every: one call more after every so many (the positive control).
+    slowdown: the fraction by which every call is made to last longer (the positive control).
     """
 
     packed: bool = False
-    extra_call_every: int | None = None
+    slowdown: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def save(stage: TorchModel | Program, root: Path) -> Artifact:
     manifest = {
         "format": ARTIFACT_FORMAT,
         "stage": stage.stage_name,
-        "delivery": {"packed": stage.delivery.packed, "extra_call_every": stage.delivery.extra_call_every},
+        "delivery": {"packed": stage.delivery.packed, "slowdown": stage.delivery.slowdown},
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **extra,
     }

@@ -1,45 +1,29 @@
 """Paired turns: what is compared, what is kept, and what happens when a side dies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from leanmark.host import available_cpus
-from leanmark.measure.paired import Group, Launch, LaunchFacts, Turns, compare, make_groups, run_launch, timing
+from leanmark.measure.paired import Launch, LaunchFacts, calls_a_turn, compare, measure, timing
 from leanmark.measure.sides import Side, SideError, Worker
 from leanmark.results import Status, Target
 from leanmark.stages import Delivery, Program, Split, save
 from leanmark.workloads import split_store
 
 
-def side(name: str, every: int | None = None, folder: Path = Path()) -> Side:
-    return Side(name, folder, Target(), folder / "splits", extra_call_every=every)
+def test_turns_last_about_a_millisecond():
+    assert [calls_a_turn(seconds) for seconds in (50e-6, 0.3e-3, 1.0)] == [20, 4, 1]
 
 
-def names(groups: tuple[Group, ...]) -> list[tuple[tuple[str, ...], int]]:
-    return [(group.sides, group.calls_a_turn) for group in groups]
-
-
-def test_turns_last_about_a_millisecond_of_the_reference():
-    sides = [side("reference"), side("other")]
-    assert names(make_groups(sides, 50e-6)) == [(("reference", "other"), 20)]
-    assert names(make_groups(sides, 1.0)) == [(("reference", "other"), 1)]
-
-
-def test_a_slowdown_meets_the_reference_over_whole_periods():
-    sides = [side("reference"), side("slower", 33), side("other")]
-    assert names(make_groups(sides, 500e-6)) == [(("reference", "other"), 2), (("reference", "slower"), 33)]
-    # Where a period fits into a turn, it sits with the others.
-    assert names(make_groups(sides, 10e-6)) == [(("reference", "slower", "other"), 132)]
-
-
-def launch(columns: dict[str, np.ndarray], share: float = 1.0) -> Launch:
+def launch(columns: dict[str, np.ndarray], share: float = 1.0, copies: int = 1) -> Launch:
     seconds = np.stack(list(columns.values()), axis=1)
-    group = Group(tuple(columns), 2)
+    rounds, sides = seconds.shape
     calls = np.repeat(seconds.T[:, :, None] * 1e9, 2, axis=2).astype(np.int64)
-    turns = Turns(group, seconds, np.full(seconds.shape, share), calls)
-    return Launch(LaunchFacts((group,), True, (0,), 0.1, {}), (turns,))
+    facts = LaunchFacts(tuple(columns), 2, True, True, (0,), 0.1, 1.0, {})
+    return Launch(facts, seconds, np.full((rounds, sides), share), np.arange(rounds) * copies // rounds, calls)
 
 
 def test_what_slows_both_sides_of_a_round_down_does_not_show():
@@ -77,14 +61,36 @@ def test_a_launch_is_stored_whole(tmp_path: Path):
     (tmp_path / "samples").mkdir()
     write_samples(tmp_path, "one", before.arrays())
     after = Launch.restore(before.facts, read_samples(tmp_path, "one"))
-    np.testing.assert_array_equal(after.log_ratios("a", "b"), before.log_ratios("a", "b"))
-    np.testing.assert_array_equal(after.turns[0].calls, before.turns[0].calls)
+    np.testing.assert_array_equal(after.pairs("a", "b"), before.pairs("a", "b"))
+    np.testing.assert_array_equal(after.calls, before.calls)
+
+
+def test_disturbed_turns_do_not_count_where_enough_others_are():
+    quiet = launch({"a": np.full(20, 1.1e-3), "b": np.full(20, 1e-3)})
+    share = np.ones((20, 2))
+    share[:5, 0] = 0.2
+    seconds = quiet.seconds.copy()
+    seconds[:5, 0] *= 5
+    preempted = replace(quiet, seconds=seconds, cpu_share=share)
+    assert preempted.pairs("a", "b") == pytest.approx(np.log(1.1))
+    figures = timing([preempted], "a")
+    assert figures is not None
+    assert (figures.calls, figures.disturbed_turns) == (30, 0.125 * 2)
+    # Where most were disturbed, nothing is left but to count all.
+    assert len(replace(quiet, cpu_share=np.full((20, 2), 0.2)).pairs("a", "b")) == len(quiet.pairs("a", "b"))
+
+
+def test_turns_of_different_copies_are_never_paired():
+    apart = launch({"a": np.repeat([1.0, 2.0], 6), "b": np.repeat([1.0, 2.0], 6)}, copies=2)
+    assert apart.pairs("a", "b") == pytest.approx(0.0)
+    together = launch({"a": np.repeat([1.0, 2.0], 6), "b": np.repeat([1.0, 2.0], 6)}, copies=1)
+    assert len(together.pairs("a", "b")) == len(apart.pairs("a", "b")) + 2
 
 
 # --- real processes ---------------------------------------------------------------
 
 
-def program(extra: int | None = None) -> Program:
+def program(slowdown: float = 0.0) -> Program:
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
@@ -97,7 +103,7 @@ def program(extra: int | None = None) -> Program:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     model.ir_version = 10
-    return Program(model.SerializeToString(), Delivery(extra_call_every=extra))
+    return Program(model.SerializeToString(), Delivery(slowdown=slowdown))
 
 
 @pytest.fixture(scope="module")
@@ -105,27 +111,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sides")
     inputs = np.random.default_rng(1).normal(size=(10, 256)).astype(np.float32)
     split_store.store({"test": Split({"x": inputs})}, root / "splits")
-    for name, extra in {"plain": None, "half": 2}.items():
+    for name, slowdown in {"plain": 0.0, "half": 0.5}.items():
         (root / name).mkdir()
-        save(program(extra), root / name)
+        save(program(slowdown), root / name)
     return root
 
 
 def real(folder: Path, name: str, artifact: str) -> Side:
-    every = 2 if artifact == "half" else None
-    return Side(name, folder / artifact, Target(), folder / "splits", extra_call_every=every)
+    return Side(name, folder / artifact, Target(), folder / "splits")
 
 
 def test_a_slowdown_of_half_is_seen_and_a_dead_side_is_not_in_the_way(folder: Path):
     sides = [real(folder, "reference", "plain"), real(folder, "half", "half"), real(folder, "missing", "nothing")]
-    done = [run_launch(sides, number=number, seconds=0.05, cpus=available_cpus(), seed=1) for number in range(4)]
-    for item in done:
-        assert set(item.deaths) == {"missing"}
-        assert item.deaths["missing"].status is Status.FAILED
-        assert "no readable artifact" in item.deaths["missing"].reason
+    done = list(measure(sides, launches=4, seconds=0.05, cpus=available_cpus(), seed=1))
+    assert len(done) == 4
+    assert set(done[0].deaths) == {"missing"}
+    assert done[0].deaths["missing"].status is Status.FAILED
+    assert "no readable artifact" in done[0].deaths["missing"].reason
+    assert all(item.facts.sides == ("reference", "half") for item in done)
     interval = compare(done, "half", "reference").interval(0.99)
     assert interval.excludes(1.0)
-    assert 1.2 < interval.value < 1.8
+    assert 1.3 < interval.value < 1.7
+
+
+def test_a_launch_has_several_copies_where_there_is_time(folder: Path):
+    sides = [real(folder, name, "plain") for name in ("reference", "other")]
+    (done,) = measure(sides, launches=1, seconds=0.3, cpus=available_cpus(), seed=1)
+    assert sorted(set(done.copies)) == [0, 1, 2]
+    assert done.facts.overlapped == (len(available_cpus()) > 1)
+
+
+def test_launches_go_on_where_others_ended(folder: Path):
+    sides = [real(folder, name, "plain") for name in ("reference", "other")]
+    first = list(measure(sides, launches=1, seconds=0.05, cpus=available_cpus(), seed=1))
+    rest = list(measure(sides, launches=3, seconds=0.05, cpus=available_cpus(), seed=1, before=first))
+    assert len(rest) == 2
+    assert {item.facts.calls_a_turn for item in rest} == {first[0].facts.calls_a_turn}
+
+
+def test_no_worker_outlives_a_measurement_that_is_given_up(folder: Path):
+    import psutil
+
+    sides = [real(folder, name, "plain") for name in ("reference", "other")]
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    measured = measure(sides, launches=50, seconds=0.05, cpus=available_cpus(), seed=1)
+    next(measured)
+    measured.close()
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
 def test_both_sides_get_the_same_inputs_in_order(folder: Path):
@@ -179,6 +211,6 @@ def test_a_peak_is_the_own_one_not_that_of_the_process_that_started_it(folder: P
 
 def test_a_launch_without_its_reference_ends_at_once(folder: Path):
     sides = [real(folder, "reference", "nothing"), real(folder, "other", "plain")]
-    done = run_launch(sides, number=0, seconds=0.1, cpus=available_cpus(), seed=1)
-    assert done.turns == ()
+    (done,) = measure(sides, launches=4, seconds=0.1, cpus=available_cpus(), seed=1)
+    assert done.facts.sides == ()
     assert set(done.deaths) == {"reference"}

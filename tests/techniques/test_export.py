@@ -50,7 +50,7 @@ def artifact_of(stage: TorchModel | Program, folder: Path) -> Artifact:
 
 
 def export_and_hash() -> str:
-    program = to_onnx(TorchModel(network(), "torch.nn:Identity", delivery=Delivery(extra_call_every=33)), context())
+    program = to_onnx(TorchModel(network(), "torch.nn:Identity", delivery=Delivery(slowdown=0.03)), context())
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def elsewhere() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def program(elsewhere: subprocess.Popen[str]) -> Program:
-    model = TorchModel(network(), "torch.nn:Identity", delivery=Delivery(extra_call_every=33))
+    model = TorchModel(network(), "torch.nn:Identity", delivery=Delivery(slowdown=0.03))
     return to_onnx(model, context())
 
 
@@ -114,7 +114,7 @@ def test_the_program_is_plain_but_computes_no_shapes_when_run(program: Program) 
 
 
 def test_delivery_is_handed_on(program: Program) -> None:
-    assert program.delivery.extra_call_every == 33
+    assert program.delivery.slowdown == 0.03
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Paired measurement: sides alive at once on the same cores, taking short turns in random order.
 
 A block is a reference and its variants. It is measured in launches, each a fresh set
-of worker processes; within a launch every round gives each side one turn, and what
-counts is the ratio of turns of the same round. See docs/methodology.md.
+of interpreters, and a launch in copies of those; within a copy every round gives each
+side one turn, and what counts is the ratio of turns that are close in time. While one
+set of copies is measured, the next is opened on another core. See docs/methodology.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +20,17 @@ from typing import Any
 from leanmark import stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.measure.sides import Opened, Side, SideError, Worker, open_workers
+from leanmark.host import available_memory
+from leanmark.measure.sides import CAN_FORK, Bases, Opener, Seats, Side, SideError, Worker
 from leanmark.processes import Death
 from leanmark.results import Timing
 
 TURN_SECONDS = 0.001
 MINIMUM_ROUNDS = 5
-# A slowdown that has turns of its own gets the time of so many cells: long turns are
-# further apart, and a run that cannot see its own control is worth little.
-_CONTROL_SHARE = 5
+# A side's time in one copy: about what opening the next copy takes meanwhile.
+COPY_SECONDS = 0.1
+# Rounds in which a turn was disturbed are played again, up to this share of all.
+_REPEAT_SHARE = 0.5
 _WARM_SECONDS = 0.01
 _WARM_TREND = 0.05
 _WARM_LIMIT = 6
@@ -35,181 +39,246 @@ UNDISTURBED_SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class Group:
-    """Sides that meet each other, and the calls that each of them makes in a turn."""
-
-    sides: tuple[str, ...]
-    calls_a_turn: int
-
-
-@dataclass(frozen=True)
-class Turns:
-    """The turns of a group.
-
-    seconds: shape (rounds, sides), wall time of a turn over its nominal calls.
-    cpu_share: shape (rounds, sides), processor time over wall time.
-    calls: shape (sides, rounds, calls), nanoseconds of every single call.
-    """
-
-    group: Group
-    seconds: Array
-    cpu_share: Array
-    calls: Array
-
-
-@dataclass(frozen=True)
 class LaunchFacts:
     """What is known about a launch beside its turns."""
 
-    groups: tuple[Group, ...]
+    sides: tuple[str, ...]  # those that lived to the end, in the order of the columns
+    calls_a_turn: int
     pinned: bool
+    overlapped: bool  # whether others were starting on another core meanwhile
     cpus: tuple[int, ...]
-    start_seconds: float
+    start_seconds: float  # waiting for workers to start
+    wall_seconds: float
     deaths: dict[str, Death]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: its facts, and the turns of each group."""
+    """One launch: its facts and its turns.
+
+    seconds: shape (rounds, sides), wall time of a turn over its calls.
+    cpu_share: shape (rounds, sides), processor time over wall time.
+    copies: shape (rounds,), the copy that played a round.
+    calls: shape (sides, rounds, calls), nanoseconds of every single call.
+    """
 
     facts: LaunchFacts
-    turns: tuple[Turns, ...]
+    seconds: Array
+    cpu_share: Array
+    copies: Array
+    calls: Array
 
     @property
     def deaths(self) -> dict[str, Death]:
         """The sides that did not live to its end, and why."""
         return self.facts.deaths
 
-    def of(self, *sides: str) -> tuple[Turns, list[int]] | None:
-        """The first group where all of these sides met, and their columns; None if there is none."""
-        for turns in self.turns:
-            if set(sides) <= set(turns.group.sides):
-                return turns, [turns.group.sides.index(side) for side in sides]
-        return None
+    def column(self, side: str) -> int | None:
+        return self.facts.sides.index(side) if side in self.facts.sides else None
 
-    def log_ratios(self, side: str, reference: str) -> Array | None:
-        """Log of side over reference, a value a round; None if they never met."""
-        found = self.of(side, reference)
-        if found is None:
+    def disturbed(self, column: int) -> Array:
+        """Which turns of a side were disturbed from outside; shape (rounds,)."""
+        return self.cpu_share[:, column] < UNDISTURBED_SHARE
+
+    def counted(self, column: int) -> Array:
+        """Which turns of a side count: the undisturbed ones, or all where those are fewer than half."""
+        undisturbed = ~self.disturbed(column)
+        return undisturbed if undisturbed.mean() >= 0.5 else np.ones_like(undisturbed)
+
+    def pairs(self, side: str, reference: str) -> Array | None:
+        """Log ratios of close turns of side over reference; None if they never met."""
+        a, b = self.column(side), self.column(reference)
+        if a is None or b is None:
             return None
-        turns, (a, b) = found
-        return np.log(turns.seconds[:, a] / turns.seconds[:, b])
-
-    def disturbed_share(self) -> float:
-        """The share of all turns that were disturbed from outside."""
-        shares = [turns.cpu_share.reshape(-1) for turns in self.turns]
-        return float(np.mean(np.concatenate(shares) < UNDISTURBED_SHARE)) if shares else 0.0
+        own, other = (np.where(self.counted(column), self.seconds[:, column], np.nan) for column in (a, b))
+        pairs = stats.close_pairs(own, other, self.copies)
+        return pairs if pairs.size else None
 
     def arrays(self) -> dict[str, Array]:
         """Its numbers under names that a file can have."""
-        return {
-            f"{index}_{name}": getattr(turns, name)
-            for index, turns in enumerate(self.turns)
-            for name in ("seconds", "cpu_share", "calls")
-        }
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     @staticmethod
     def restore(facts: LaunchFacts, arrays: Mapping[str, Array]) -> Launch:
         """The launch that `facts` and `arrays` came from. Raises KeyError or ValueError if they do not fit."""
-        turns = tuple(
-            Turns(group, arrays[f"{index}_seconds"], arrays[f"{index}_cpu_share"], arrays[f"{index}_calls"])
-            for index, group in enumerate(facts.groups)
-        )
-        for item in turns:
-            rounds, sides = len(item.seconds), len(item.group.sides)
-            shapes = (item.seconds.shape, item.cpu_share.shape, item.calls.shape[:2])
-            if shapes != ((rounds, sides), (rounds, sides), (sides, rounds)) or item.calls.ndim != 3:
-                raise ValueError("an array has another shape than its launch")
-            if not all(np.isfinite(array).all() and (array >= 0).all() for array in (item.seconds, item.cpu_share)):
-                raise ValueError("a time is not finite")
-        return Launch(facts, turns)
+        launch = Launch(facts, *(arrays[name] for name in _ARRAYS))
+        rounds, sides = len(launch.seconds), len(facts.sides)
+        shapes = (launch.seconds.shape, launch.cpu_share.shape, launch.copies.shape, launch.calls.shape[:2])
+        if shapes != ((rounds, sides), (rounds, sides), (rounds,), (sides, rounds)) or launch.calls.ndim != 3:
+            raise ValueError("an array has another shape than its launch")
+        if not all(np.isfinite(array).all() and (array >= 0).all() for array in (launch.seconds, launch.cpu_share)):
+            raise ValueError("a time is not finite")
+        return launch
 
 
-def run_launch(
+_ARRAYS = ("seconds", "cpu_share", "copies", "calls")
+
+
+def measure(
     sides: Sequence[Side],
     *,
-    number: int,
+    launches: int,
     seconds: float,
     cpus: Sequence[int],
     seed: int,
-    before: Launch | None = None,
-    opened: Opened = lambda *_: None,
-    progress: Callable[[float], None] = lambda _: None,
-) -> Launch:
-    """One launch: fresh workers for all sides, then rounds of turns for `seconds` a side.
+    before: Sequence[Launch] = (),
+    overlap: bool = True,
+    progress: Callable[[float, int], None] = lambda *_: None,
+) -> Generator[Launch]:
+    """Launch after launch, each with rounds of turns for `seconds` a side.
 
-    The first side is the reference. Turns are as long as those of `before`, a launch of
-    the same sides; without one, about 1 ms of the reference. `opened` may ask something
-    of each worker before anything is timed. A side that dies is left out and reported;
-    if it is the reference, the launch has no turns.
+    The first side is the reference. Turns are about 1 ms of its calls. `before` are
+    launches that were already measured; `launches` counts them too. A side that dies is
+    left out from then on and reported; if it is the reference, that launch is the last.
+
+    overlap: open the next workers on another core while these are measured, where there
+    is one and memory for both. progress: told the share of a launch and its number.
     """
-    deaths: dict[str, Death] = {}
-    begun = time.perf_counter()
-    threads = max(side.target.threads for side in sides)
-    chosen = tuple(cpus[(number + offset) % len(cpus)] for offset in range(min(threads, len(cpus))))
-    with open_workers(sides, deaths, opened) as workers, _out_of_the_way(cpus, chosen):
-        start_seconds = time.perf_counter() - begun
-        table = _Table(workers, deaths)
-        pinned = table.pin(chosen)
-        guess = table.warm_up()
-        known = before.facts.groups if before is not None else ()
-        groups = known or make_groups(sides, guess.get(sides[0].name, TURN_SECONDS))
-        turns = table.play(groups, seconds, guess, np.random.default_rng([seed, number]), progress)
-        kept = tuple(item.group for item in turns)
-        return Launch(LaunchFacts(kept, pinned, chosen, start_seconds, deaths), turns)
+    dead = {name for launch in before for name in launch.deaths}
+    calls = before[0].facts.calls_a_turn if before else None
+    with Opener() as opener:
+        block = _Block(sides, seconds, cpus, seed, overlap, opener)
+        for number in range(len(before), launches):
+            alive = [side for side in sides if side.name not in dead]
+            if sides[0] not in alive:
+                return
+            last = number == launches - 1
+            launch = block.launch(number, alive, calls, last, lambda share, n=number: progress(share, n))
+            dead |= set(launch.deaths)
+            calls = calls or launch.facts.calls_a_turn
+            yield launch
 
 
-def make_groups(sides: Sequence[Side], seconds_a_call: float) -> tuple[Group, ...]:
-    """Turns of about 1 ms for all; a slowdown meets the reference in turns of whole periods.
+def calls_a_turn(seconds_a_call: float) -> int:
+    """Calls that last about 1 ms.
 
-    Short turns follow each other so closely that what disturbs one disturbs its pair
-    too. A slowdown that makes one call more in every n needs n calls to show; where
-    those fit into a turn, it sits with the others.
+    Short turns follow each other so closely that what disturbs one disturbs its pair too.
     """
-    calls = max(1, math.ceil(TURN_SECONDS / max(seconds_a_call, 1e-9)))
-    fitting = math.lcm(
-        *(side.extra_call_every for side in sides if side.extra_call_every and side.extra_call_every <= calls)
-    )
-    calls = math.ceil(calls / fitting) * fitting
-    main = [side.name for side in sides if not side.extra_call_every or calls % side.extra_call_every == 0]
-    longer: dict[int, list[str]] = {}
-    for side in sides:
-        if side.extra_call_every and side.name not in main:
-            longer.setdefault(side.extra_call_every, []).append(side.name)
-    reference = sides[0].name
-    extra = (Group((reference, *names), period * math.ceil(calls / period)) for period, names in longer.items())
-    return (Group(tuple(main), calls), *extra)
+    return max(1, math.ceil(TURN_SECONDS / max(seconds_a_call, 1e-9)))
+
+
+@dataclass(frozen=True)
+class _Amount:
+    """How much a launch plays."""
+
+    calls: int
+    copies: int
+    rounds: int  # in each copy
+    limit_seconds: float  # for a turn
+
+
+def _amount(seconds: float, guess: Mapping[str, float], calls: int) -> _Amount:
+    """As many copies as last `COPY_SECONDS` a side, but each with a few rounds."""
+    round_seconds = max(sum(guess.values()) * (calls + 1), 1e-9)
+    rounds = max(MINIMUM_ROUNDS, round(seconds * len(guess) / round_seconds))
+    copies = max(1, min(round(seconds / COPY_SECONDS), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
+    return _Amount(calls, copies, math.ceil(rounds / copies), 30.0 + 20 * round_seconds)
+
+
+class _Block:
+    """Sides that are measured together, and the workers that are open or being opened for them."""
+
+    def __init__(
+        self, sides: Sequence[Side], seconds: float, cpus: Sequence[int], seed: int, overlap: bool, opener: Opener
+    ) -> None:
+        self.sides, self.seconds, self.cpus, self.seed, self.opener = sides, seconds, cpus, seed, opener
+        self.threads = max(side.target.threads for side in sides)
+        self.overlap = overlap and self.threads < len(cpus)
+        self.bases: dict[int, Future[Bases]] = {}
+        self.ahead: Future[Seats] | None = None
+
+    def launch(
+        self, number: int, alive: Sequence[Side], calls: int | None, last: bool, progress: Callable[[float], None]
+    ) -> Launch:
+        """Measure one launch; `calls` a turn, or as many as fit the reference."""
+        begun = time.perf_counter()
+        wanted = range(number, number + min(self.threads, len(self.cpus)))
+        chosen = tuple(self.cpus[index % len(self.cpus)] for index in wanted)
+        random = np.random.default_rng([self.seed, number])
+        table = _Table(random)
+        waited, pinned, overlapped = 0.0, True, False
+        amount: _Amount | None = None
+        copy = 0
+        while amount is None or copy < amount.copies:
+            waiting = time.perf_counter()
+            seats = (self.ahead or self._open(number, alive, ())).result()
+            self.ahead = None
+            waited += time.perf_counter() - waiting
+            table.seat(seats)
+            with _out_of_the_way(self.cpus, chosen):
+                pinned &= table.pin(chosen)
+                guess = table.warm_up()
+                if not guess or alive[0].name not in guess:
+                    self.opener.close(seats)
+                    break
+                amount = amount or _amount(self.seconds, guess, calls or calls_a_turn(guess[alive[0].name]))
+                fits = self.overlap and available_memory() > 2 * seats.memory_bytes
+                if fits:
+                    overlapped = True
+                    self._open_ahead(number, alive, chosen, copy + 1 < amount.copies, last)
+                share = 1 / amount.copies
+                table.play(amount, copy, lambda done, at=copy, part=share: progress((at + done) * part))
+            self.opener.close(seats)
+            copy += 1
+        self.opener.close_bases(self.bases.pop(number))
+        sides = [side.name for side in alive]
+        facts = {"pinned": pinned, "overlapped": overlapped, "cpus": chosen, "start_seconds": waited}
+        return table.gather(sides, amount.calls if amount else 1, begun, facts)
+
+    def _others(self, chosen: Sequence[int]) -> list[int]:
+        return [cpu for cpu in self.cpus if cpu not in chosen] or list(self.cpus)
+
+    def _open(self, number: int, alive: Sequence[Side], measured: Sequence[int]) -> Future[Seats]:
+        """Begin to open a worker for each side, off the processors that are measured on."""
+        cpus = self._others(measured)
+        if number not in self.bases:
+            self.bases[number] = self.opener.begin_bases(alive, cpus)
+        return self.opener.begin_seats(alive, self.bases[number], cpus)
+
+    def _open_ahead(self, number: int, alive: Sequence[Side], chosen: Sequence[int], more: bool, last: bool) -> None:
+        """Begin to open what comes next: another copy of this launch, or the next launch."""
+        if not last and number + 1 not in self.bases:
+            self.bases[number + 1] = self.opener.begin_bases(alive, self._others(chosen))
+        if more:
+            self.ahead = self._open(number, alive, chosen)
+        elif not last:
+            self.ahead = self._open(number + 1, alive, chosen)
 
 
 @dataclass(frozen=True)
 class _Turn:
-    seconds: float  # a nominal call
+    seconds: float  # a call
     cpu_share: float
     calls: Array
 
 
 class _Table:
-    """The sides of one launch around a table, taking turns."""
+    """The sides of one launch around a table, taking turns; copy after copy sits down at it."""
 
-    def __init__(self, workers: list[Worker], deaths: dict[str, Death]) -> None:
-        self.workers = {worker.side.name: worker for worker in workers}
-        self.deaths = deaths
+    def __init__(self, random: np.random.Generator) -> None:
+        self.random = random
+        self.workers: dict[str, Worker] = {}
+        self.deaths: dict[str, Death] = {}
         self.position = 0
+        self.rounds: list[tuple[int, dict[str, _Turn]]] = []
+
+    def seat(self, seats: Seats) -> None:
+        self.workers = {worker.side.name: worker for worker in seats.workers}
+        self.deaths = {**seats.deaths, **self.deaths}
 
     def pin(self, cpus: tuple[int, ...]) -> bool:
-        answers = [self._ask(name, 10.0, op="pin", cpus=list(cpus)) for name in list(self.workers)]
+        answers = [self._ask(name, 10.0, op="pin", cpus=list(cpus)) for name in self._alive()]
         return all(answer is not None and answer["pinned"] for answer in answers)
 
     def warm_up(self) -> dict[str, float]:
         """Turns until a side's trend is flat, within a limit; returns seconds a call."""
         guess: dict[str, float] = {}
-        for name in self.workers:
-            if name in self.deaths:
-                continue
+        for name in self._alive():
             before, calls = math.inf, 3
             for _ in range(_WARM_LIMIT):
                 turn = self._ask(name, 60.0, op="turn", calls=calls, start=0)
                 if turn is None:
+                    guess.pop(name, None)
                     break
                 now = float(np.median(turn["calls_ns"])) * 1e-9
                 guess[name] = now
@@ -218,59 +287,53 @@ class _Table:
                 before, calls = now, max(1, min(100_000, math.ceil(_WARM_SECONDS / max(now, 1e-9))))
         return guess
 
-    def play(
-        self,
-        groups: Sequence[Group],
-        seconds: float,
-        guess: dict[str, float],
-        random: np.random.Generator,
-        progress: Callable[[float], None],
-    ) -> tuple[Turns, ...]:
-        """Rounds of every group, evenly mixed, until each side had its time; at least a few."""
-        schedule: list[tuple[float, int]] = []
-        limits: list[float] = []
-        for index, group in enumerate(groups):
-            if group.sides[0] in self.deaths or group.sides[0] not in guess:
-                limits.append(0.0)  # without its reference a group has nothing to compare
-                continue
-            round_seconds = sum(guess.get(name, 0.0) for name in group.sides) * (group.calls_a_turn + 1)
-            own_seconds = seconds * len(group.sides) * (1 if index == 0 else _CONTROL_SHARE)
-            rounds = max(MINIMUM_ROUNDS, round(own_seconds / max(round_seconds, 1e-9)))
-            schedule += [((number + 0.5) / rounds, index) for number in range(rounds)]
-            limits.append(30.0 + 20 * round_seconds)
-        played: list[list[dict[str, _Turn]]] = [[] for _ in groups]
-        for number, (_, index) in enumerate(sorted(schedule)):
-            played[index].append(self._round(groups[index], limits[index], random))
-            if number % 10 == 0:
-                progress(number / len(schedule))
-        found = (self._gather(group, rounds) for group, rounds in zip(groups, played, strict=True))
-        return tuple(turns for turns in found if turns is not None)
+    def play(self, amount: _Amount, copy: int, progress: Callable[[float], None]) -> None:
+        """So many undisturbed rounds, within a limit."""
+        good = played = 0
+        while good < amount.rounds and played < (1 + _REPEAT_SHARE) * amount.rounds and self._alive():
+            turns = self._round(amount)
+            self.rounds.append((copy, turns))
+            played += 1
+            good += all(turn.cpu_share >= UNDISTURBED_SHARE for turn in turns.values())
+            if played % 10 == 0:
+                progress(min(played / amount.rounds, 1.0))
 
-    def _round(self, group: Group, limit: float, random: np.random.Generator) -> dict[str, _Turn]:
+    def _alive(self) -> list[str]:
+        return [name for name in self.workers if name not in self.deaths]
+
+    def _round(self, amount: _Amount) -> dict[str, _Turn]:
         """One turn of every side that lives, in random order."""
         turns: dict[str, _Turn] = {}
-        for index in random.permutation(len(group.sides)):
-            name = group.sides[index]
-            answer = None
-            if name in self.workers and name not in self.deaths:
-                answer = self._ask(name, limit, op="turn", calls=group.calls_a_turn, start=self.position)
+        names = self._alive()
+        for index in self.random.permutation(len(names)):
+            name = names[index]
+            answer = self._ask(name, amount.limit_seconds, op="turn", calls=amount.calls, start=self.position)
             if answer is not None:
                 wall = answer["wall_ns"] * 1e-9
-                share = answer["cpu_ns"] * 1e-9 / wall
-                turns[name] = _Turn(wall / group.calls_a_turn, share, answer["calls_ns"])
-        self.position += group.calls_a_turn
+                turns[name] = _Turn(wall / amount.calls, answer["cpu_ns"] * 1e-9 / wall, answer["calls_ns"])
+        self.position += amount.calls
         return turns
 
-    def _gather(self, group: Group, rounds: Sequence[Mapping[str, _Turn]]) -> Turns | None:
-        """The turns of the sides that lived to the end; None if none did."""
-        kept = tuple(name for name in group.sides if name in self.workers and name not in self.deaths)
-        if not kept or not rounds:
-            return None
-        return Turns(
-            Group(kept, group.calls_a_turn),
-            np.array([[turns[name].seconds for name in kept] for turns in rounds]),
-            np.array([[turns[name].cpu_share for name in kept] for turns in rounds]),
-            np.array([[turns[name].calls for turns in rounds] for name in kept]),
+    def gather(self, sides: Sequence[str], calls: int, begun: float, facts: Mapping[str, Any]) -> Launch:
+        """The turns of the sides that lived to the end."""
+        alive = [name for name in sides if name not in self.deaths]
+        kept = tuple(name for name in alive if all(name in turns for _, turns in self.rounds))
+        if sides[0] not in kept or not self.rounds:
+            kept = ()  # without its reference there is nothing to compare
+        rounds = self.rounds if kept else []
+        shape = (len(rounds), len(kept))
+        return Launch(
+            LaunchFacts(
+                sides=kept,
+                calls_a_turn=calls,
+                wall_seconds=time.perf_counter() - begun,
+                deaths=self.deaths,
+                **facts,
+            ),
+            np.array([[turns[name].seconds for name in kept] for _, turns in rounds]).reshape(shape),
+            np.array([[turns[name].cpu_share for name in kept] for _, turns in rounds]).reshape(shape),
+            np.array([copy for copy, _ in rounds], dtype=np.int32),
+            np.array([[turns[name].calls for _, turns in rounds] for name in kept]).reshape(*shape[::-1], calls),
         )
 
     def _ask(self, name: str, timeout: float, **message: Any) -> dict[str, Any] | None:
@@ -298,17 +361,16 @@ def _out_of_the_way(cpus: Sequence[int], chosen: Sequence[int]) -> Generator[Non
 
 def compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio:
     """The log ratio of side over reference. Raises ValueError with too few launches."""
-    met = (launch.log_ratios(side, reference) for launch in launches)
-    return stats.paired_log_ratio([ratios for ratios in met if ratios is not None])
+    met = (launch.pairs(side, reference) for launch in launches)
+    return stats.paired_log_ratio([pairs for pairs in met if pairs is not None])
 
 
 def timing(launches: Sequence[Launch], side: str) -> Timing | None:
-    """Latency of one side alone over all its launches."""
-    own = [(turns, columns[0]) for turns, columns in filter(None, (launch.of(side) for launch in launches))]
+    """Latency of one side alone over all its launches, disturbed turns left out where enough others are."""
+    own = [(launch, column) for launch in launches if (column := launch.column(side)) is not None]
     if not own:
         return None
-    calls = np.concatenate([turns.calls[column].reshape(-1) for turns, column in own]) * 1e-9
-    shares = np.concatenate([turns.cpu_share[:, column] for turns, column in own])
+    calls = np.concatenate([launch.calls[at][launch.counted(at)].reshape(-1) for launch, at in own]) * 1e-9
     return Timing(
         calls=int(calls.size),
         launches=len(own),
@@ -318,12 +380,12 @@ def timing(launches: Sequence[Launch], side: str) -> Timing | None:
         p95=stats.percentile(calls, 0.95),
         p99=stats.percentile(calls, 0.99),
         calls_per_second=1.0 / float(np.median(turn_seconds(launches, side))),
-        cpu_per_wall=float(np.median(shares)),
-        disturbed_turns=float(np.mean(shares < UNDISTURBED_SHARE)),
+        cpu_per_wall=float(np.median(np.concatenate([launch.cpu_share[:, at] for launch, at in own]))),
+        disturbed_turns=float(np.mean(np.concatenate([launch.disturbed(at) for launch, at in own]))),
     )
 
 
 def turn_seconds(launches: Sequence[Launch], side: str) -> Array:
-    """Seconds a call of every turn of a side."""
-    own = [found for launch in launches if (found := launch.of(side)) is not None]
-    return np.concatenate([turns.seconds[:, columns[0]] for turns, columns in own]) if own else np.empty(0)
+    """Seconds a call of every turn of a side that counts."""
+    own = [(launch, column) for launch in launches if (column := launch.column(side)) is not None]
+    return np.concatenate([launch.seconds[launch.counted(at), at] for launch, at in own]) if own else np.empty(0)

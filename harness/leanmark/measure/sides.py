@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leanmark import registry
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
-from leanmark.host import available_cpus
-from leanmark.processes import Child, Death, child_threads
+from leanmark.host import available_memory, pin
+from leanmark.processes import Base, Child, Copy, Death, Fresh
 from leanmark.results import ColdStart, Status, Target, from_json
 
+CAN_FORK = sys.platform == "linux"
+_MODULE = "leanmark.measure.worker"
 OPEN_TIMEOUT_SECONDS = 120.0
 
 
@@ -27,7 +31,6 @@ class Side:
     splits: Path
     metric: str = "accuracy"
     paths: tuple[Path, ...] = ()
-    extra_call_every: int | None = None
 
     def opening(self) -> dict[str, Any]:
         """The message that opens a worker."""
@@ -54,11 +57,14 @@ class SideError(Exception):
 
 
 class Worker:
-    """A live worker process for one side."""
+    """A live worker process for one side: a fresh interpreter, or a copy of a base."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, base: Base | None = None) -> None:
         self.side = side
-        self.child = Child("leanmark.measure.worker", threads=side.target.threads, paths=side.paths)
+        if base is None:
+            self.child: Child = Fresh(_MODULE, threads=side.target.threads, paths=side.paths)
+        else:
+            self.child = Copy(base)
 
     def open(self) -> ColdStart:
         """Load the artifact and wait for its first answer; returns what that cost. Raises SideError."""
@@ -92,35 +98,133 @@ class Worker:
         self.child.kill()
 
 
-Opened = Callable[[Worker, ColdStart], None]
+class Bases:
+    """The interpreters that a launch's workers are copies of: one for each runtime and its settings.
 
-
-@contextmanager
-def open_workers(sides: Sequence[Side], deaths: dict[str, Death], opened: Opened) -> Generator[list[Worker]]:
-    """Workers for all sides that can be opened; the others' deaths are recorded.
-
-    `opened` is called with each of them, in the thread that opened it.
-
-    As many start at once as there are processors, slow runtimes first, so that none of
-    them is still starting when the others are done.
+    Where the system cannot fork safely there are none, and every worker is a fresh interpreter.
     """
-    workers: dict[str, Worker] = {}
 
-    def start(side: Side) -> None:
-        worker = workers[side.name] = Worker(side)
+    def __init__(self, sides: Sequence[Side], cpus: Sequence[int]) -> None:
+        """Start importing, on these processors; nothing waits yet."""
+        self._bases: dict[_BaseKey, Base] = {}
+        pin(cpus)
+        for side in sides if CAN_FORK else ():
+            key = _base_key(side)
+            if key not in self._bases:
+                opening = side.opening()
+                message = {"library": opening["library"], "loader": opening["loader"]}
+                self._bases[key] = Base(_MODULE, message, threads=side.target.threads, paths=side.paths)
+
+    def worker(self, side: Side, cpus: Sequence[int]) -> Worker:
+        """A new worker for a side, on these processors. Raises SideError."""
+        base = self._bases.get(_base_key(side))
+        if base is None:
+            return Worker(side)
         try:
-            opened(worker, worker.open())
-        except SideError as error:
-            deaths[side.name] = error.death
+            base.wait(OPEN_TIMEOUT_SECONDS)
+            pin(cpus, base.pid)
+            return Worker(side, base)
+        except ChannelClosed:
+            raise SideError(base.death()) from None
+        except TimeoutError:
+            raise SideError(Death(Status.TIMEOUT, "its runtime could not be imported in time")) from None
 
-    try:
-        with child_threads(len(available_cpus())) as pool:
-            slow_first = sorted(sides, key=lambda side: -registry.get_runtime(side.target.runtime).start_seconds)
-            for started in [pool.submit(start, side) for side in slow_first]:
-                started.result()
-        yield [workers[side.name] for side in sides if side.name not in deaths]
-    finally:
-        for worker in workers.values():
-            worker.child.begin_kill()
-        for worker in workers.values():
+    def close(self) -> None:
+        for base in self._bases.values():
+            base.kill()
+
+
+_BaseKey = tuple[str, str, int, tuple[Path, ...]]
+
+
+def _base_key(side: Side) -> _BaseKey:
+    runtime = registry.get_runtime(side.target.runtime)
+    return (runtime.libraries[0], runtime.loader, side.target.threads, side.paths)
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Workers of all sides that could be opened, and why the others could not."""
+
+    workers: tuple[Worker, ...]
+    deaths: Mapping[str, Death]
+    memory_bytes: int  # by how much the machine's available memory went down
+
+
+class Opener:
+    """Opens workers in threads of its own, so that something else can be measured meanwhile.
+
+    Use as a context manager; leaving it ends whatever is still open.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._stopped = threading.Event()
+        self._bases: list[Bases] = []
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> Opener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._kill()  # whoever waits for one of them is told so
+        self._pool.shutdown(cancel_futures=True)
+        self._kill()
+
+    def _kill(self) -> None:
+        for worker in list(self._workers):
             worker.close()
+        for bases in list(self._bases):
+            bases.close()
+
+    def begin_bases(self, sides: Sequence[Side], cpus: Sequence[int]) -> Future[Bases]:
+        """Start what the workers of a launch will be copies of, on these processors."""
+
+        def begin() -> Bases:
+            bases = Bases(sides, cpus)
+            self._bases.append(bases)
+            return bases
+
+        return self._pool.submit(begin)
+
+    def begin_seats(self, sides: Sequence[Side], bases: Future[Bases], cpus: Sequence[int]) -> Future[Seats]:
+        """Open a worker for every side, as many at once as there are of these processors."""
+        return self._pool.submit(self._open_all, sides, bases, cpus)
+
+    def _open_all(self, sides: Sequence[Side], bases: Future[Bases], cpus: Sequence[int]) -> Seats:
+        memory = available_memory()
+        workers: dict[str, Worker] = {}
+        deaths: dict[str, Death] = {}
+
+        def start(side: Side) -> None:
+            pin(cpus)
+            try:
+                if not self._stopped.is_set():
+                    worker = bases.result().worker(side, cpus)
+                    self._workers.append(worker)
+                    worker.open()
+                    workers[side.name] = worker
+            except SideError as error:
+                deaths[side.name] = error.death
+
+        with ThreadPoolExecutor(len(cpus)) as pool:
+            # Slow runtimes first, so that none is still starting when the others are done.
+            order = sorted(sides, key=lambda side: -registry.get_runtime(side.target.runtime).start_seconds)
+            for started in [pool.submit(start, side) for side in order]:
+                started.result()
+        opened = tuple(workers[side.name] for side in sides if side.name in workers)
+        return Seats(opened, deaths, memory - available_memory())
+
+    def close(self, seats: Seats) -> None:
+        """End these workers."""
+        for worker in seats.workers:
+            worker.child.begin_kill()
+        for worker in seats.workers:
+            worker.close()
+            self._workers.remove(worker)
+
+    def close_bases(self, bases: Future[Bases]) -> None:
+        """End these bases; none of their workers is needed any more."""
+        self._bases.remove(bases.result())
+        bases.result().close()

@@ -2,19 +2,25 @@
 
 It imports nothing that the runtime does not need, so that memory and start time
 are the deployment's own. Messages are requests with an ``op``; each gets one answer.
+
+A process that is first asked to be a base imports the runtime and from then on only
+makes copies of itself, each of which is a worker that has the import behind it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
 import resource
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from leanmark import modules
 from leanmark.arrays import Array
@@ -39,7 +45,7 @@ class Side:
         self.batch: int = message["batch"]
         self.metric: str = message["metric"]
         artifact = Artifact.open(Path(message["artifact"]))
-        self.extra_call_every = artifact.delivery.extra_call_every
+        self.slowdown = artifact.delivery.slowdown
         self.split = open_split(Path(message["splits"]), "test")
         # By name, not from the registry: knowing every technique is not part of a deployment.
         loader = modules.resolve(message["loader"])
@@ -73,22 +79,30 @@ class Side:
         calls: int = message["calls"]
         sequence = [self.inputs[(message["start"] + index) % len(self.inputs)] for index in range(calls)]
         call, clock = self.session.call, time.perf_counter_ns
-        every = self.extra_call_every or calls + 1
-        stamps: list[int] = []
         call(sequence[0])
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu = time.process_time_ns()
-        begun = clock()
-        for index, inputs in enumerate(sequence, start=1):
-            call(inputs)
-            if index % every == 0:
+        stamps = self._slowed(sequence) if self.slowdown else [clock()]
+        if not self.slowdown:
+            for inputs in sequence:
                 call(inputs)
-            stamps.append(clock())
-        ended = stamps[-1]
+                stamps.append(clock())
         cpu = time.process_time_ns() - cpu
         switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
-        header = {"wall_ns": ended - begun, "cpu_ns": cpu, "switched": switched}
-        return header, {"calls_ns": np.diff(np.array([begun, *stamps], dtype=np.int64))}
+        header = {"wall_ns": stamps[-1] - stamps[0], "cpu_ns": cpu, "switched": switched}
+        return header, {"calls_ns": np.diff(np.array(stamps, dtype=np.int64))}
+
+    def _slowed(self, sequence: list[Any]) -> list[int]:
+        """Stamps of calls that each last longer by a share of their own time: exact, whatever a call took."""
+        call, clock, factor = self.session.call, time.perf_counter_ns, 1 + self.slowdown
+        stamps = [clock()]
+        for inputs in sequence:
+            call(inputs)
+            due = stamps[-1] + int((clock() - stamps[-1]) * factor)
+            while (now := clock()) < due:
+                pass
+            stamps.append(now)
+        return stamps
 
     def answers(self) -> tuple[Message, dict[str, Array]]:
         """The outputs on the whole test split, and the scores of a metric of the user's own."""
@@ -154,17 +168,78 @@ def main(descriptor: int, *paths: str) -> None:
     """Answer requests until the parent hangs up."""
     modules.look_in(map(Path, paths))
     channel = inherited(descriptor)
-    end_with_parent(channel)
     try:
-        _serve(channel)
+        message = channel.receive()
+        if message["op"] == "base":
+            _make_copies(channel, message)
+        else:
+            end_with_parent(channel)
+            _serve(channel, message)
     except ChannelClosed:
         return
 
 
-def _serve(channel: Channel) -> None:
-    side: Side | None = None
+def _make_copies(channel: Channel, message: Message) -> None:
+    """Import the runtime, then fork whenever asked; a copy gets a channel and a log of its own.
+
+    This process keeps a single thread, so that forking it is safe.
+    """
+    with contextlib.suppress(Exception):  # each copy meets the fault again, and reports it
+        importlib.import_module(message["library"])
+        modules.resolve(message["loader"])
+        for module in ("leanmark.stages", "leanmark.workloads.split_store"):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    channel.send({"protocol": PROTOCOL_VERSION})
+    codes: dict[int, int | None] = {}
     while True:
         message = channel.receive()
+        for pid in [pid for pid, code in codes.items() if code is None]:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if message["op"] == "ended":
+            channel.send({"code": codes[message["pid"]]})
+            continue
+        own, log = socket.recv_fds(channel.socket, 1, 2)[1]
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            _be_copy(channel, own, log)
+        os.setpgid(pid, pid)  # here too, so that it is done whichever of the two runs first
+        codes[pid] = None
+        os.close(own)
+        os.close(log)
+        channel.send({"pid": pid})
+
+
+def _be_copy(base: Channel, own: int, log: int) -> NoReturn:
+    """The life of a copy: a worker like any other, in a process group of its own."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        base.close()
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.close(log)
+        channel = inherited(own)
+        end_with_parent(channel)
+        _serve(channel, channel.receive())
+        code = 0
+    except ChannelClosed:
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve(channel: Channel, message: Message) -> None:
+    side: Side | None = None
+    while True:
         if message["op"] == "open":
             try:
                 side = Side(message)
@@ -175,19 +250,20 @@ def _serve(channel: Channel) -> None:
             gc.freeze()
             gc.disable()
             channel.send({"protocol": PROTOCOL_VERSION, "cold_start": side.cold_start, "peak": peak_rss_bytes()})
-            continue
-        assert side is not None, "a worker is opened first"
-        try:
-            if message["op"] == "pin":
-                channel.send({"pinned": _pin(message["cpus"])})
-            elif message["op"] == "turn":
-                channel.send(*side.turn(message))
-            else:
-                channel.send(*side.answers())
-        except ChannelClosed:
-            raise
-        except Exception as error:
-            channel.send({"error": f"{type(error).__name__}: {error}"})
+        else:
+            assert side is not None, "a worker is opened first"
+            try:
+                if message["op"] == "pin":
+                    channel.send({"pinned": _pin(message["cpus"])})
+                elif message["op"] == "turn":
+                    channel.send(*side.turn(message))
+                else:
+                    channel.send(*side.answers())
+            except ChannelClosed:
+                raise
+            except Exception as error:
+                channel.send({"error": f"{type(error).__name__}: {error}"})
+        message = channel.receive()
 
 
 if __name__ == "__main__":

@@ -55,15 +55,14 @@ def identity(stage: TorchModel | Program, ctx: Context) -> TorchModel | Program:
     return stage
 
 
-def calls_added(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """How often the final artifact asks for one call more."""
-    every, asked = artifact.delivery.extra_call_every, _every(float(params["percent"]))
-    ratio = true_ratio(artifact)
-    facts = {"extra_call_every": every, "ratio": None if ratio is None else round(ratio, 6)}
-    if every is None:
-        return Evidence("control.slowdown", False, facts, "the final artifact asks for no extra calls")
-    if every != asked:
-        return Evidence("control.slowdown", False, facts, f"one call more in every {every}, not in every {asked}")
+def time_added(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """By how much the final artifact makes each of its calls last longer."""
+    slowdown, asked = artifact.delivery.slowdown, _fraction(float(params["percent"]))
+    facts = {"slowdown": slowdown, "ratio": true_ratio(artifact)}
+    if not slowdown:
+        return Evidence("control.slowdown", False, facts, "the final artifact makes no call longer")
+    if slowdown != asked:
+        return Evidence("control.slowdown", False, facts, f"calls last {slowdown:.2%} longer, not {asked:.2%}")
     return Evidence("control.slowdown", True, facts)
 
 
@@ -72,27 +71,27 @@ def calls_added(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     family="control",
     consumes=ANY_STAGE,
     produces=None,
-    evidence=calls_added,
+    evidence=time_added,
     exact=0.0,
     libraries=(),
 )
 def slowdown(
     stage: TorchModel | Program, ctx: Context, *, percent: Annotated[float, Ge(0.5), Le(50)] = 3.0
 ) -> TorchModel | Program:
-    """Do `percent` % more work for the same answers: the positive control, which must be caught.
+    """Take `percent` % more time for the same answers: the positive control, which must be caught.
 
-    percent: 0.5 to 50. One call more is made after every round(100 / percent), so the
-    true latency ratio is 1 + 1 / round(100 / percent), exactly.
-    Evidence: the interval of extra calls that the final artifact's manifest states.
+    percent: 0.5 to 50. After each call the processor is kept busy for that share of the
+    time which the call took, whatever the call took, so the true latency ratio is
+    1 + percent / 100, exactly, at every call.
+    Evidence: the slowdown that the final artifact's manifest states.
     """
-    return replace(stage, delivery=replace(stage.delivery, extra_call_every=_every(percent)))
+    return replace(stage, delivery=replace(stage.delivery, slowdown=_fraction(percent)))
 
 
 def true_ratio(artifact: Artifact) -> float | None:
     """The exact latency ratio of an artifact that `control.slowdown` made, else None."""
-    every = artifact.delivery.extra_call_every
-    return None if every is None else 1 + 1 / every
+    return 1 + artifact.delivery.slowdown if artifact.delivery.slowdown else None
 
 
-def _every(percent: float) -> int:
-    return round(100 / percent)
+def _fraction(percent: float) -> float:
+    return round(percent / 100, 9)
