@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,31 +78,16 @@ class Side:
         """One untimed call, then `calls` calls timed as one stretch and one by one."""
         calls: int = message["calls"]
         sequence = [self.inputs[(message["start"] + index) % len(self.inputs)] for index in range(calls)]
-        call, clock = self.session.call, time.perf_counter_ns
+        call = self.session.call
         call(sequence[0])
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu = time.process_time_ns()
-        stamps = self._slowed(sequence) if self.slowdown else [clock()]
-        if not self.slowdown:
-            for inputs in sequence:
-                call(inputs)
-                stamps.append(clock())
+        stamps = _stamps(call, sequence)
+        ended = _wait(stamps[0], (stamps[-1] - stamps[0]) * (1 + self.slowdown)) if self.slowdown else stamps[-1]
         cpu = time.process_time_ns() - cpu
         switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
-        header = {"wall_ns": stamps[-1] - stamps[0], "cpu_ns": cpu, "switched": switched}
-        return header, {"calls_ns": np.diff(np.array(stamps, dtype=np.int64))}
-
-    def _slowed(self, sequence: list[Any]) -> list[int]:
-        """Stamps of calls that each last longer by a share of their own time: exact, whatever a call took."""
-        call, clock, factor = self.session.call, time.perf_counter_ns, 1 + self.slowdown
-        stamps = [clock()]
-        for inputs in sequence:
-            call(inputs)
-            due = stamps[-1] + int((clock() - stamps[-1]) * factor)
-            while (now := clock()) < due:
-                pass
-            stamps.append(now)
-        return stamps
+        header = {"wall_ns": ended - stamps[0], "cpu_ns": cpu, "switched": switched}
+        return header, {"calls_ns": np.rint(np.diff(stamps) * (1 + self.slowdown)).astype(np.int64)}
 
     def answers(self) -> tuple[Message, dict[str, Array]]:
         """The outputs on the whole test split, and the scores of a metric of the user's own."""
@@ -116,6 +101,27 @@ class Side:
         if ":" in self.metric:
             arrays |= _scores(modules.resolve(self.metric), outputs[0], np.array(self.split.targets))
         return {"outputs": len(outputs), "rss_peak_bytes": peak_rss_bytes()}, arrays
+
+
+def _stamps(call: Callable[[Any], Any], sequence: Sequence[Any]) -> list[int]:
+    """The time before the first call, and after each."""
+    clock = time.perf_counter_ns
+    stamps = [clock()]
+    for inputs in sequence:
+        call(inputs)
+        stamps.append(clock())
+    return stamps
+
+
+def _wait(begun: int, lasting: float) -> int:
+    """Keep the processor busy until so many nanoseconds after `begun`; returns when that was.
+
+    Once a turn, not once a call: what a call leaves in the caches is not touched.
+    """
+    clock, due = time.perf_counter_ns, begun + lasting
+    while (now := clock()) < due:
+        pass
+    return now
 
 
 def _scores(metric: Any, outputs: Array, targets: Array) -> dict[str, Array]:

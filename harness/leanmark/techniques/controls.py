@@ -80,9 +80,9 @@ def slowdown(
 ) -> TorchModel | Program:
     """Take `percent` % more time for the same answers: the positive control, which must be caught.
 
-    percent: 0.5 to 50. After each call the processor is kept busy for that share of the
-    time which the call took, whatever the call took, so the true latency ratio is
-    1 + percent / 100, exactly, at every call.
+    percent: 0.5 to 50. After the calls of a turn the processor is kept busy for that share
+    of the time which they took, whatever they took, so the true latency ratio is
+    1 + percent / 100, exactly, in every turn.
     Evidence: the slowdown that the final artifact's manifest states.
     """
     return replace(stage, delivery=replace(stage.delivery, slowdown=_fraction(percent)))
