@@ -59,6 +59,15 @@ class Status(StrEnum):
         return self in (Status.FAILED, Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.WRONG)
 
 
+class Verdict(StrEnum):
+    """What a comparison says about a metric, given a tolerance."""
+
+    UNCHANGED = "unchanged"
+    IMPROVED = "improved"
+    REGRESSED = "regressed"
+    INCONCLUSIVE = "inconclusive"
+
+
 class Role(StrEnum):
     """Why a cell is in the plan."""
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.results import Interval
+from leanmark.results import Interval, Verdict
 
 LEVEL = 0.95
+# A verdict needs more than an interval: it must hold in hundreds of comparisons.
+VERDICT_LEVEL = 0.99
 POWER = 0.8
 MINIMUM_LAUNCHES = 4
 _MAD_TO_SD = 1.4826
@@ -129,6 +131,21 @@ def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
     while (slope := density(middle, reach)) == 0:
         reach *= 2
     return LogRatio(middle, float(np.std(pulls(middle), ddof=1)) / math.sqrt(count) / slope, count)
+
+
+def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Verdict:
+    """Whether a latency ratio is a regression beyond a relative tolerance.
+
+    Regressed or improved only where the whole interval at `level` lies beyond the
+    tolerance, unchanged only where it lies within; the limits are 1 + tolerance and
+    its inverse, so that swapping the sides swaps the verdicts.
+    """
+    interval, limit = ratio.interval(level), 1 + tolerance
+    if interval.low > limit:
+        return Verdict.REGRESSED
+    if interval.high < 1 / limit:
+        return Verdict.IMPROVED
+    return Verdict.UNCHANGED if interval.low >= 1 / limit and interval.high <= limit else Verdict.INCONCLUSIVE
 
 
 def _medians(values: Array, sizes: Array) -> Array:

@@ -26,14 +26,18 @@ from leanmark.processes import Death
 from leanmark.results import Timing
 
 TURN_SECONDS = 0.001
-MINIMUM_ROUNDS = 5
+MINIMUM_ROUNDS = 4
 # A side's time in one copy: about what opening the next copy takes meanwhile.
 COPY_SECONDS = 0.1
 # Rounds in which a turn was disturbed are played again, up to this share of all.
 _REPEAT_SHARE = 0.5
+# Nothing more is opened beside a block once fewer rounds of a launch were undisturbed.
+_QUIET_SHARE = 0.7
+_QUIET_ROUNDS = 20
+# A side is warmed up for at least so long, then until its trend is flat, within a limit.
 _WARM_SECONDS = 0.01
 _WARM_TREND = 0.05
-_WARM_LIMIT = 6
+_WARM_LIMIT_SECONDS = 0.04
 # A turn is disturbed when less than this share of its wall time was computing.
 UNDISTURBED_SHARE = 0.9
 
@@ -218,6 +222,8 @@ class _Block:
                     self._open_ahead(number, alive, chosen, copy + 1 < amount.copies, last)
                 share = 1 / amount.copies
                 table.play(amount, copy, lambda done, at=copy, part=share: progress((at + done) * part))
+                # Where other programs want that core too, starting there drives them over here.
+                self.overlap &= not (fits and table.is_disturbed())
             self.opener.close(seats)
             copy += 1
         self.opener.close_bases(self.bases.pop(number))
@@ -252,6 +258,10 @@ class _Turn:
     calls: Array
 
 
+def _is_undisturbed(turns: Mapping[str, _Turn]) -> bool:
+    return all(turn.cpu_share >= UNDISTURBED_SHARE for turn in turns.values())
+
+
 class _Table:
     """The sides of one launch around a table, taking turns; copy after copy sits down at it."""
 
@@ -274,18 +284,23 @@ class _Table:
         """Turns until a side's trend is flat, within a limit; returns seconds a call."""
         guess: dict[str, float] = {}
         for name in self._alive():
-            before, calls = math.inf, 3
-            for _ in range(_WARM_LIMIT):
+            before, calls, spent = math.inf, 1, 0.0
+            while spent < _WARM_LIMIT_SECONDS:
                 turn = self._ask(name, 60.0, op="turn", calls=calls, start=0)
                 if turn is None:
                     guess.pop(name, None)
                     break
-                now = float(np.median(turn["calls_ns"])) * 1e-9
-                guess[name] = now
-                if calls * now >= _WARM_SECONDS / 2 and abs(now / before - 1) < _WARM_TREND:
+                guess[name] = now = float(np.median(turn["calls_ns"])) * 1e-9
+                spent += now * (calls + 1)
+                if spent >= _WARM_SECONDS and abs(now / before - 1) < _WARM_TREND:
                     break
-                before, calls = now, max(1, min(100_000, math.ceil(_WARM_SECONDS / max(now, 1e-9))))
+                before, calls = now, max(1, min(100_000, math.ceil(_WARM_SECONDS / 2 / max(now, 1e-9))))
         return guess
+
+    def is_disturbed(self) -> bool:
+        """Whether other programs reach into many of the rounds so far."""
+        undisturbed = [_is_undisturbed(turns) for _, turns in self.rounds]
+        return len(undisturbed) >= _QUIET_ROUNDS and sum(undisturbed) < _QUIET_SHARE * len(undisturbed)
 
     def play(self, amount: _Amount, copy: int, progress: Callable[[float], None]) -> None:
         """So many undisturbed rounds, within a limit."""
@@ -294,7 +309,7 @@ class _Table:
             turns = self._round(amount)
             self.rounds.append((copy, turns))
             played += 1
-            good += all(turn.cpu_share >= UNDISTURBED_SHARE for turn in turns.values())
+            good += _is_undisturbed(turns)
             if played % 10 == 0:
                 progress(min(played / amount.rounds, 1.0))
 

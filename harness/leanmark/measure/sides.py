@@ -67,8 +67,8 @@ class Worker:
             self.child = Copy(base)
 
     def open(self) -> ColdStart:
-        """Load the artifact and wait for its first answer; returns what that cost. Raises SideError."""
-        answer = self.ask(OPEN_TIMEOUT_SECONDS, **self.side.opening())
+        """Load the artifact and wait for its first answer; returns what that cost a fresh process. Raises SideError."""
+        answer = self.ask(OPEN_TIMEOUT_SECONDS, **self.side.opening(), fresh=isinstance(self.child, Fresh))
         if answer["protocol"] != PROTOCOL_VERSION:
             raise SideError(Death(Status.FAILED, f"it speaks version {answer['protocol']} of the worker protocol"))
         return from_json(ColdStart, {**answer["cold_start"], "rss_peak_bytes": answer["peak"]})

@@ -1,0 +1,246 @@
+"""What duels can see on this machine: comparisons whose truth is known, counted.
+
+A recording is a duel of a network with itself in many launches, each of many copies. It is
+cut into comparisons: each takes a few copies of every launch of its own, so that no two
+share a turn. An exact slowdown multiplies every turn of one side, so recordings of a
+network against itself also tell what a slowdown of any size would have looked like;
+real slowdowns are recorded to check just that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leanmark import stats
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
+from leanmark.errors import InvalidInput
+from leanmark.host import available_cpus
+from leanmark.measure import paired
+from leanmark.measure.paired import COPY_SECONDS, Launch
+from leanmark.measure.sides import Side
+from leanmark.processes import Fresh
+from leanmark.results import Interval, Target, Verdict
+from leanmark.stages import Delivery, Program, Split, TorchModel, save
+from leanmark.workloads import split_store
+
+SIDE = 28  # pixels
+# Channels and depth of a plain convolutional network whose call takes about so many
+# milliseconds with one thread on a server core; the real time is in the recording.
+_SIZES = {
+    ("onnxruntime", 1): (16, 15),
+    ("onnxruntime", 10): (48, 22),
+    ("torch", 1): (16, 4),
+    ("torch", 10): (32, 21),
+}
+RUNTIMES = ("onnxruntime", "torch")
+MILLISECONDS = (1, 10)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared, and in whose company."""
+
+    runtime: str
+    milliseconds: int
+    busy: bool
+    slowdown: float = 0.0
+
+    @property
+    def name(self) -> str:
+        company = "busy" if self.busy else "quiet"
+        return f"{self.runtime}-{self.milliseconds}ms-{company}-{1 + self.slowdown:g}x"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a comparison is spread: so many launches, so many copies of each."""
+
+    launches: int
+    copies: int
+
+    @property
+    def seconds(self) -> float:
+        """Of turns, both sides together."""
+        return 2 * self.launches * self.copies * COPY_SECONDS
+
+
+def shape_for(seconds: float) -> Shape:
+    """The comparison that takes at most `seconds`: 12 launches where there is time for them, then more of each."""
+    copies = seconds / (2 * COPY_SECONDS)
+    if copies < stats.MINIMUM_LAUNCHES:
+        raise InvalidInput(f"a comparison takes at least {2 * COPY_SECONDS * stats.MINIMUM_LAUNCHES:g} s")
+    launches = int(min(24, max(12, copies // 6), copies))
+    return Shape(launches, int(copies // launches))
+
+
+def record(
+    setting: Setting, shape: Shape, comparisons: int, folder: Path, seed: int, progress: Callable[[float], None]
+) -> list[Launch]:
+    """Launches that hold so many comparisons of a shape. Raises InvalidInput if a side does not run."""
+    sides = _sides(setting, folder)
+    with neighbour() if setting.busy else contextlib.nullcontext():
+        measured = paired.measure(
+            sides,
+            launches=shape.launches,
+            seconds=comparisons * shape.copies * COPY_SECONDS,
+            cpus=available_cpus(),
+            seed=seed,
+            progress=lambda share, number: progress((number + share) / shape.launches),
+        )
+        with contextlib.closing(measured):
+            found = list(measured)
+    for launch in found:
+        for death in launch.deaths.values():
+            raise InvalidInput(f"{setting.runtime} cannot run here: {death.reason}")
+    return found
+
+
+def comparisons(launches: Sequence[Launch], copies: int) -> Iterator[list[Array]]:
+    """The close pairs of each comparison, one array a launch; none shares a turn with another."""
+    alike = min(len(set(launch.copies.tolist())) for launch in launches)
+    for number in range(alike // copies):
+        yield [unit(launch, number, copies) for launch in launches]
+
+
+def unit(launch: Launch, number: int, copies: int) -> Array:
+    """The close pairs of the copies of one comparison in one launch."""
+    chosen = launch.copies // copies == number
+    part = replace(
+        launch,
+        seconds=launch.seconds[chosen],
+        cpu_share=launch.cpu_share[chosen],
+        copies=launch.copies[chosen],
+        calls=launch.calls[:, chosen],
+    )
+    pairs = part.pairs(*reversed(launch.facts.sides))
+    assert pairs is not None
+    return pairs
+
+
+def resample(units: Sequence[Array], launches: int, count: int, seed: int) -> Iterator[list[Array]]:
+    """Comparisons drawn from recorded launches, without repetition in one, either side first at random."""
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        chosen = random.choice(len(units), launches, replace=False)
+        signs = random.choice([-1.0, 1.0], launches)
+        yield [sign * units[index] for sign, index in zip(signs, chosen, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of comparisons of the same truth."""
+
+    count: int
+    false_alarms: int  # a verdict that the truth forbids: beyond the tolerance, on the wrong side
+    detections: int
+    covered: int  # intervals at 95 % that hold the truth
+    mean_error: float  # root of the mean squared standard error, in log ratio
+
+    def share(self, count: int) -> Interval:
+        """A part of the comparisons with its Wilson interval."""
+        return stats.wilson(count, self.count)
+
+
+def tally(samples: Iterator[list[Array]], slowdown: float, tolerance: float, shift: float = 0.0) -> Tally:
+    """Judge comparisons whose true log ratio is known; `shift` adds a slowdown to a recording without one."""
+    truth = math.log1p(slowdown)
+    count = alarms = detections = covered = 0
+    squares = 0.0
+    for launches in samples:
+        ratio = stats.paired_log_ratio(launches)
+        ratio = replace(ratio, mean=ratio.mean + shift)
+        verdict = stats.judge(ratio, tolerance)
+        count += 1
+        if slowdown:
+            alarms += verdict is Verdict.IMPROVED
+            detections += verdict is Verdict.REGRESSED
+        else:
+            alarms += verdict is Verdict.REGRESSED
+        covered += not ratio.interval().excludes(math.exp(truth))
+        squares += ratio.error**2
+    return Tally(count, alarms, detections, covered, math.sqrt(squares / max(count, 1)))
+
+
+@contextmanager
+def neighbour() -> Generator[None]:
+    """Another program that keeps a processor busy, wherever the system puts it."""
+    child = Fresh("leanmark.measure.neighbour")
+    try:
+        child.channel.receive(30)
+        yield
+    finally:
+        child.kill()
+
+
+# --- the two sides -----------------------------------------------------------------------
+
+
+def _sides(setting: Setting, folder: Path) -> list[Side]:
+    """The network and its double, slowed down if asked, as artifacts in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = folder / "splits"
+    if not splits.exists():
+        images = np.random.default_rng(0).normal(size=(64, 1, SIDE, SIDE)).astype(np.float32)
+        split_store.store({"test": Split({"image": images})}, splits)
+    target = Target(runtime=setting.runtime)
+    channels, depth = _SIZES[setting.runtime, setting.milliseconds]
+    found: list[Side] = []
+    for name, slowdown in (("reference", 0.0), ("other", setting.slowdown)):
+        root = folder / f"{setting.runtime}-{channels}-{depth}-{slowdown:g}"
+        if not (root / "manifest.json").exists():
+            root.mkdir(exist_ok=True)
+            save(_network(setting.runtime, channels, depth, Delivery(slowdown=slowdown)), root)
+        found.append(Side(name, root, target, splits))
+    return found
+
+
+def _network(runtime: str, channels: int, depth: int, delivery: Delivery) -> TorchModel | Program:
+    config = {"channels": channels, "depth": depth}
+    if runtime == "torch":
+        import torch
+
+        from leanmark.networks.plain import build_plain_cnn
+
+        torch.manual_seed(0)
+        return TorchModel(build_plain_cnn(**config).eval(), "leanmark.networks.plain:build_plain_cnn", config, delivery)
+    return Program(_onnx_cnn(channels, depth), delivery)
+
+
+def _onnx_cnn(channels: int, depth: int) -> bytes:
+    """`networks.plain` as a program, without torch."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    nodes, weights, last = [], [], "image"
+    for number, inputs in enumerate(itertools.chain([1], itertools.repeat(channels, depth))):
+        kernel = random.normal(0, math.sqrt(2 / (9 * inputs)), (channels, inputs, 3, 3)).astype(np.float32)
+        weights += [numpy_helper.from_array(kernel, f"w{number}")]
+        nodes += [
+            helper.make_node("Conv", [last, f"w{number}"], [f"c{number}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"c{number}"], [f"r{number}"]),
+        ]
+        last = f"r{number}"
+    head = random.normal(0, 0.1, (channels, 10)).astype(np.float32)
+    weights += [numpy_helper.from_array(head, "head")]
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "plain-cnn",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    return model.SerializeToString()
