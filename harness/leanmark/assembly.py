@@ -10,7 +10,7 @@ from leanmark.declare.plan import Plan
 from leanmark.measure import paired
 from leanmark.measure.paired import Launch
 from leanmark.prepare.recipe import Prepared
-from leanmark.results import Cell, ColdStart, Interval, Quality, Result, Role, Status
+from leanmark.results import Cell, ColdStart, Energy, Interval, Quality, Result, Role, Status
 
 # A side against itself: no measurement, so no samples.
 ITSELF = Interval(1.0, 1.0, 1.0, stats.LEVEL, 0, "by definition")
@@ -22,6 +22,7 @@ class Inspected:
 
     quality: Quality | None = None
     cold_start: ColdStart | None = None
+    energy: Energy | None = None
     difference: float | None = None  # largest, relative, from the reference's answers
     death: tuple[Status, str] | None = None
 
@@ -63,6 +64,7 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         footprint=first.final.footprint,
         cold_start=inspected.cold_start,
         cost=first.cost,
+        energy=inspected.energy,
         evidence=first.final.evidence,
         timing=paired.timing(launches, cell.id),
     )
@@ -88,7 +90,18 @@ def _with_ratios(result: Result, block: Sequence[Cell], launches: Sequence[Launc
         against_eager=ITSELF if cell is eager else _interval(to_eager),
         minimum_detectable_effect=None if to_reference is None else to_reference.minimum_detectable_effect(),
         truth=_truth(result),
+        break_even_calls=_break_even(result, launches, reference, to_reference),
     )
+
+
+def _break_even(
+    result: Result, launches: Sequence[Launch], reference: Cell, ratio: stats.LogRatio | None
+) -> Interval | None:
+    """Calls after which preparing a variant has paid off, against the reference on the same runtime."""
+    before = paired.timing(launches, reference.id)
+    if result.cell.role is not Role.VARIANT or result.cost is None or ratio is None or before is None:
+        return None
+    return stats.break_even(result.cost.seconds, before.median, ratio.interval())
 
 
 def _compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio | None:

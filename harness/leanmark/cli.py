@@ -245,6 +245,38 @@ def export(
 
 
 @app.command()
+def doctor(
+    power: Annotated[
+        Optional[float],
+        typer.Option("--power", parser=_duration, metavar="TIME", help="Also measure what duels see, for so long."),
+    ] = None,
+    budget: Annotated[
+        Optional[float],
+        typer.Option("--budget", parser=_duration, metavar="TIME", help="With --power: a comparison; default: 5s."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine is, what disturbs a measurement on it, and what to change."""
+    from leanmark import doctor as doctors
+    from leanmark.publish import examination
+    from leanmark.publish.console import make_console, running
+
+    console = make_console(stderr=as_json)
+    machine = doctors.read_machine()
+    findings = doctors.diagnose(machine)
+    sight = None
+    if power is not None:
+        with running(console) as advance:
+            sight = doctors.measure_power(power, budget or 5.0, advance)
+    if as_json:
+        typer.echo(json.dumps(examination.as_json(machine, findings, sight), indent=1))
+        return
+    examination.print_findings(findings, console)
+    if sight is not None:
+        examination.print_power(sight, console)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of suites, for editors."""
     from leanmark.declare.schema import json_schema

@@ -236,6 +236,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """What a call costs in joules, by a counter of the whole package or device; never an estimate."""
+
+    joules: Interval
+    counter: str
+
+
+@dataclass(frozen=True)
 class Result:
     """All that a run knows about one cell."""
 
@@ -252,6 +260,8 @@ class Result:
     footprint: Footprint | None = None
     cold_start: ColdStart | None = None
     cost: Cost | None = None
+    break_even_calls: Interval | None = None  # after which preparing has paid off; None where it never does
+    energy: Energy | None = None  # None where no counter can be read
     evidence: tuple[Evidence, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -342,6 +352,9 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
         add("rss_peak", "bytes", cold.rss_peak_bytes, 1)
     if result.cost is not None:
         add("preparation", "seconds", result.cost.seconds, 1)
+    add("break_even", "calls", result.break_even_calls)
+    if result.energy is not None:
+        add("energy", "joules/call", result.energy.joules)
     return rows
 
 

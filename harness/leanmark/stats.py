@@ -206,6 +206,27 @@ def mean_score(scores: Array, level: float = LEVEL) -> Interval:
     return Interval(value, value - reach, value + reach, level, examples, method)
 
 
+def student_mean(samples: Array, level: float = LEVEL) -> Interval:
+    """The mean of independent samples with Student's interval. Raises ValueError with fewer than 2."""
+    count = len(samples)
+    if count < 2:
+        raise ValueError("an interval needs at least 2 samples")
+    value = float(np.mean(samples))
+    reach = student(0.5 + level / 2, count - 1) * float(np.std(samples, ddof=1)) / math.sqrt(count)
+    return Interval(value, value - reach, value + reach, level, count, "Student")
+
+
+def break_even(seconds: float, before: float, ratio: Interval) -> Interval | None:
+    """Calls after which one-off seconds have paid off; None unless the whole interval is faster.
+
+    before: seconds a call of the reference; ratio: variant over reference.
+    """
+    if ratio.high >= 1:
+        return None
+    value, low, high = (seconds / (before * (1 - at)) for at in (ratio.value, ratio.low, ratio.high))
+    return Interval(value, low, high, ratio.level, ratio.n, "one-off seconds over seconds saved a call")
+
+
 def paired_difference(scores: Array, reference: Array, level: float = LEVEL) -> Interval:
     """Mean of `scores` minus mean of `reference` on the same examples.
 

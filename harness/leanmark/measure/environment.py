@@ -66,7 +66,7 @@ def read_environment() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": list(os.getloadavg()),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "pressure_cpu_avg10": _pressure(),
+        "pressure_cpu_avg10": read_pressure(),
         "hypervisor": _hypervisor(),
     }
 
@@ -136,9 +136,9 @@ def _read(path: str) -> str | None:
     return None
 
 
-def _pressure() -> float | None:
+def read_pressure(root: Path = Path("/")) -> float | None:
     """Share of the last 10 s in which some task waited for a processor, in percent."""
-    text = _read("/proc/pressure/cpu")
+    text = _read(str(root / "proc/pressure/cpu"))
     if text is None:
         return None
     for field in text.split():

@@ -20,7 +20,7 @@ from typing import Any
 from leanmark import stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.host import available_memory
+from leanmark.host import available_memory, pin
 from leanmark.measure.sides import CAN_FORK, Bases, Opener, Seats, Side, SideError, Worker
 from leanmark.processes import Death
 from leanmark.results import Timing
@@ -209,7 +209,7 @@ class _Block:
             self.ahead = None
             waited += time.perf_counter() - waiting
             table.seat(seats)
-            with _out_of_the_way(self.cpus, chosen):
+            with _beside(chosen):
                 pinned &= table.pin(chosen)
                 guess = table.warm_up()
                 if not guess or alive[0].name not in guess:
@@ -360,18 +360,18 @@ class _Table:
 
 
 @contextmanager
-def _out_of_the_way(cpus: Sequence[int], chosen: Sequence[int]) -> Generator[None]:
-    """Keep the parent off the measured processors while it waits, where it can be."""
-    others = set(cpus) - set(chosen)
-    if not others or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
+def _beside(chosen: Sequence[int]) -> Generator[None]:
+    """Keep the parent on the measured processors, where it can be: it runs only while no side does.
+
+    Elsewhere it would wait, between any two turns, for what is starting there.
+    """
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    pin(chosen)
     try:
-        os.sched_setaffinity(0, others)
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        if before:
+            pin(before)
 
 
 def compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio:

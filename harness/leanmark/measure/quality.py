@@ -13,9 +13,12 @@ from leanmark import stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.measure.sides import Side, Worker
-from leanmark.results import ColdStart, Interval, Quality
+from leanmark.results import ColdStart, Energy, Interval, Quality
 
 ANSWER_TIMEOUT_SECONDS = 600.0
+# Counters move about once a millisecond, so a stretch is many of those long.
+_STRETCHES = 6
+_STRETCH_SECONDS = 0.25
 _CLOSE = 1e-4  # outputs that are no class scores count as changed beyond this, relatively
 
 
@@ -40,6 +43,7 @@ class Inspection:
 
     answers: Answers
     cold_start: ColdStart
+    energy: Energy | None = None
 
 
 def inspect(side: Side) -> Inspection:
@@ -66,7 +70,16 @@ def answer(worker: Worker, cold_start: ColdStart) -> Inspection:
         None if score is None else float(score[0]),
         message.get("replicates"),
     )
-    return Inspection(answers, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]))
+    return Inspection(answers, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]), _energy(worker))
+
+
+def _energy(worker: Worker) -> Energy | None:
+    """Joules a call, over stretches of calls; None where no counter can be read."""
+    message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="energy", stretches=_STRETCHES, seconds=_STRETCH_SECONDS)
+    joules = message.get("joules")
+    if joules is None or len(joules) < 2:
+        return None
+    return Energy(stats.student_mean(joules), message["counter"])
 
 
 def accuracy(answers: Answers) -> Array:

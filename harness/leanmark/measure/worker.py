@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
 import os
 import resource
 import socket
@@ -27,6 +28,7 @@ from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, end_with_parent, inherited
 from leanmark.host import peak_rss_bytes, rss_and_uss_bytes
+from leanmark.measure import energy
 
 Message = dict[str, Any]
 
@@ -44,6 +46,7 @@ class Side:
 
         self.batch: int = message["batch"]
         self.metric: str = message["metric"]
+        self.device: str = message["device"]
         artifact = Artifact.open(Path(message["artifact"]))
         self.slowdown = artifact.delivery.slowdown
         self.split = open_split(Path(message["splits"]), "test")
@@ -91,6 +94,17 @@ class Side:
         header = {"wall_ns": ended - stamps[0], "cpu_ns": cpu, "switched": switched}
         return header, {"calls_ns": np.rint(np.diff(stamps) * (1 + self.slowdown)).astype(np.int64)}
 
+    def energy(self, message: Message) -> tuple[Message, dict[str, Array]]:
+        """Joules a call in stretches of so many seconds; nothing where no counter can be read."""
+        found = energy.counter(self.device)
+        if found is None:
+            return {"counter": None}, {}
+        name, read = found
+        inputs = itertools.cycle(self.inputs)
+        stretches = range(message["stretches"])
+        joules = [_joules_a_call(read, lambda: self.session.call(next(inputs)), message["seconds"]) for _ in stretches]
+        return {"counter": name}, {"joules": np.array([value for value in joules if value is not None])}
+
     def answers(self) -> tuple[Message, dict[str, Array]]:
         """The outputs on the whole test split, and the scores of a metric of the user's own."""
         collected: list[list[Array]] = []
@@ -103,6 +117,16 @@ class Side:
         if ":" in self.metric:
             arrays |= _scores(modules.resolve(self.metric), outputs[0], np.array(self.split.targets))
         return {"outputs": len(outputs), "rss_peak_bytes": peak_rss_bytes()}, arrays
+
+
+def _joules_a_call(read: energy.Counter, call: Callable[[], Any], seconds: float) -> float | None:
+    """Joules a call over a stretch of calls; None where the counter ended or began anew."""
+    before, until, calls = read(), time.perf_counter() + seconds, 0
+    while time.perf_counter() < until:
+        call()
+        calls += 1
+    after = read()
+    return None if before is None or after is None or after <= before else (after - before) / calls
 
 
 def _stamps(call: Callable[[Any], Any], sequence: Sequence[Any]) -> list[int]:
@@ -265,6 +289,8 @@ def _serve(channel: Channel, message: Message) -> None:
                     channel.send({"pinned": _pin(message["cpus"])})
                 elif message["op"] == "turn":
                     channel.send(*side.turn(message))
+                elif message["op"] == "energy":
+                    channel.send(*side.energy(message))
                 else:
                     channel.send(*side.answers())
             except ChannelClosed:

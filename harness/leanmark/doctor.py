@@ -1,0 +1,489 @@
+"""`leanmark doctor`: what this machine is, what disturbs a measurement on it, what can be read, what to change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from leanmark import power, stats
+from leanmark.arrays import Array
+from leanmark.errors import InvalidInput
+from leanmark.host import available_cpus, pin
+from leanmark.measure import energy, environment
+from leanmark.measure.sides import CAN_FORK
+from leanmark.power import Setting, Tally
+from leanmark.processes import kill_all
+from leanmark.progress import Advance
+from leanmark.results import Interval, Json
+
+_SAMPLE_SECONDS = 1.0
+_BUSY_PROCESS = 0.1  # of a processor
+_BUSY_PRESSURE = 5.0  # percent of time in which a task waited
+_STEAL = 0.01
+_JUMPS = 1.1
+
+
+class State(StrEnum):
+    """Whether something helps or harms a measurement."""
+
+    GOOD = "good"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about the machine, and what to do about it."""
+
+    subject: str
+    state: State
+    says: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was read; None where this system does not tell."""
+
+    environment: dict[str, Json]
+    processors: int  # that may be used
+    processors_online: int
+    pinning: bool
+    forking: bool
+    governors: tuple[str, ...] = ()
+    turbo: bool | None = None
+    smt: bool | None = None
+    quota: float | None = None  # processors that the control group may use
+    throttled: int | None = None  # periods, since the group began
+    pressure: float | None = None  # percent of the last 10 s
+    steal: float | None = None  # share of the sample
+    load: float | None = None
+    swap_bytes: int | None = None
+    frequency: bool = False
+    energy: tuple[str, ...] = ()
+    jumps: tuple[float, ...] = ()  # by processor: 90th over 10th percentile of the same work
+    others: tuple[tuple[str, int, float], ...] = ()  # name, process id, processors used
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True)
+class Device:
+    """A CUDA device as the driver sees it."""
+
+    name: str
+    processes: tuple[int, ...]
+    clock_mhz: int | None = None
+    clock_limit_mhz: int | None = None
+    throttled: tuple[str, ...] = ()
+
+
+def diagnose(machine: Machine) -> tuple[Finding, ...]:
+    """What all that means for a measurement. Pure."""
+    return tuple(finding for part in (_processors, _speed, _company, _readable, _devices) for finding in part(machine))
+
+
+def _finding(subject: str, good: bool | None, says: str, advice: str = "") -> Finding:
+    state = State.UNKNOWN if good is None else State.GOOD if good else State.BAD
+    return Finding(subject, state, says, advice if state is State.BAD else "")
+
+
+def _processors(machine: Machine) -> list[Finding]:
+    count = machine.processors
+    some = f"{count} of {machine.processors_online} processors may be used"
+    found = [
+        _finding(
+            "processors",
+            count > 1,
+            some,
+            "With one processor, leanmark itself and everything that starts takes time from what is measured.",
+        ),
+        _finding(
+            "pinning",
+            machine.pinning,
+            "processes can be pinned to processors" if machine.pinning else "processes cannot be pinned",
+            "Both sides of a duel should share a core; without pinning they scatter several times as much.",
+        ),
+        _finding(
+            "copies",
+            machine.forking,
+            "workers are copies of one interpreter" if machine.forking else "every worker is started afresh",
+            "Starts take longer here, so the same budget has fewer copies.",
+        ),
+    ]
+    if machine.quota is not None:
+        enough = machine.quota >= count
+        found.append(
+            _finding(
+                "quota",
+                enough and not machine.throttled,
+                f"{machine.quota:g} processors for the control group; it was held back {machine.throttled or 0} times",
+                "A quota stops processes in the middle of a call. Give the container whole processors (--cpuset-cpus).",
+            )
+        )
+    if machine.environment.get("hypervisor"):
+        found.append(
+            Finding("virtual machine", State.UNKNOWN, "the processors are virtual; what else runs on them is not shown")
+        )
+    return found
+
+
+def _speed(machine: Machine) -> list[Finding]:
+    found: list[Finding] = []
+    governors = sorted(set(machine.governors))
+    found.append(
+        _finding(
+            "governor",
+            None if not governors else governors == ["performance"],
+            f"frequency governor: {', '.join(governors)}" if governors else "no frequency governor can be read",
+            "Set it: cpupower frequency-set -g performance",
+        )
+    )
+    if machine.turbo is not None:
+        found.append(
+            _finding(
+                "turbo",
+                not machine.turbo,
+                "turbo is on" if machine.turbo else "turbo is off",
+                "Clocks then depend on heat and on the neighbours; switch it off for absolute times.",
+            )
+        )
+    if machine.smt is not None:
+        found.append(
+            _finding(
+                "hyper-threading",
+                not machine.smt,
+                "processors share cores" if machine.smt else "no processor shares its core",
+                "Measure on one processor of each core, or write off to /sys/devices/system/cpu/smt/control",
+            )
+        )
+    if machine.jumps:
+        worst = max(machine.jumps)
+        found.append(
+            _finding(
+                "steadiness",
+                worst < _JUMPS,
+                "the same work takes up to " + ", ".join(f"{jump:.2f}x" for jump in machine.jumps) + " by processor",
+                "Cores change their speed while they work; short turns and pairing take most of it out.",
+            )
+        )
+    return found
+
+
+def _company(machine: Machine) -> list[Finding]:
+    found: list[Finding] = []
+    names = ", ".join(f"{name} ({pid}): {used:.0%} of a processor" for name, pid, used in machine.others)
+    found.append(_finding("other programs", not machine.others, names or "none is busy", "Wait for them, or end them."))
+    if machine.pressure is not None:
+        found.append(
+            _finding(
+                "pressure",
+                machine.pressure < _BUSY_PRESSURE,
+                f"some task waited for a processor {machine.pressure:g} % of the last 10 s",
+                "Other programs want the processors too.",
+            )
+        )
+    if machine.steal is not None:
+        found.append(
+            _finding(
+                "steal",
+                machine.steal < _STEAL,
+                f"the host took {machine.steal:.1%} of the time",
+                "Another guest has the processors. Nothing inside this machine helps; use a dedicated one.",
+            )
+        )
+    if machine.swap_bytes:
+        found.append(
+            _finding("swap", False, f"{machine.swap_bytes / 1e6:.0f} MB are swapped out", "Free memory before a run.")
+        )
+    return found
+
+
+def _readable(machine: Machine) -> list[Finding]:
+    sources = ", ".join(machine.energy)
+    return [
+        _finding(
+            "energy",
+            bool(machine.energy) or None,
+            f"energy can be read: {sources}" if sources else "no energy counter can be read; energy will be empty",
+        ),
+        _finding(
+            "frequency",
+            machine.frequency or None,
+            "the clock can be read" if machine.frequency else "the clock cannot be read",
+        ),
+    ]
+
+
+def _devices(machine: Machine) -> list[Finding]:
+    found: list[Finding] = []
+    for device in machine.devices:
+        others = [str(pid) for pid in device.processes]
+        found.append(
+            _finding(
+                device.name,
+                not others and not device.throttled,
+                "; ".join(
+                    filter(
+                        None,
+                        [
+                            f"used by {', '.join(others)}" if others else "nobody else uses it",
+                            f"slowed down by {', '.join(device.throttled)}" if device.throttled else "",
+                        ],
+                    )
+                ),
+                "Wait until nobody else computes on it, and for it to cool down.",
+            )
+        )
+    return found
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def read_machine(root: Path = Path("/")) -> Machine:
+    """Read this machine; takes a few seconds. `root` is where /proc and /sys are looked for."""
+    import psutil
+
+    cpus = available_cpus()
+    before, first = _times(root), _processes()
+    jumps = tuple(_jumps(cpu) for cpu in cpus[:8])
+    time.sleep(max(0.0, _SAMPLE_SECONDS - 0.3 * len(jumps)))
+    after, second = _times(root), _processes()
+    governors = [_text(path) for path in sorted(root.glob("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"))]
+    return Machine(
+        environment=environment.read_environment(),
+        processors=len(cpus),
+        processors_online=os.cpu_count() or len(cpus),
+        pinning=_can_pin(cpus),
+        forking=CAN_FORK,
+        governors=tuple(filter(None, governors)),
+        turbo=_turbo(root),
+        smt=_flag(root / "sys/devices/system/cpu/smt/active"),
+        quota=_quota(root),
+        throttled=_throttled(root),
+        pressure=environment.read_pressure(root),
+        steal=_steal(before, after),
+        load=os.getloadavg()[0],
+        swap_bytes=psutil.swap_memory().used,
+        frequency=any(root.glob("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")),
+        energy=energy.sources(root),
+        jumps=jumps,
+        others=_busy(first, second),
+        devices=read_devices(),
+    )
+
+
+def read_devices() -> tuple[Device, ...]:
+    """CUDA devices, through NVML where pynvml is installed; none otherwise."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+
+        pynvml.nvmlInit()
+    except Exception:  # no library, no driver, or one that does not fit
+        return ()
+    found: list[Device] = []
+    with contextlib.suppress(pynvml.NVMLError):
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            found.append(_device(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)))
+    return tuple(found)
+
+
+_THROTTLING = {"SwPowerCap": "its power limit", "HwSlowdown": "heat or power", "SwThermalSlowdown": "heat"}
+
+
+def _device(nvml: Json, handle: Json) -> Device:
+    name = nvml.nvmlDeviceGetName(handle)
+    reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    return Device(
+        name.decode() if isinstance(name, bytes) else name,
+        tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+        tuple(
+            text for key, text in _THROTTLING.items() if reasons & getattr(nvml, f"nvmlClocksThrottleReason{key}", 0)
+        ),
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _flag(path: Path) -> bool | None:
+    text = _text(path)
+    return None if text not in ("0", "1") else text == "1"
+
+
+def _turbo(root: Path) -> bool | None:
+    off = _flag(root / "sys/devices/system/cpu/intel_pstate/no_turbo")
+    return _flag(root / "sys/devices/system/cpu/cpufreq/boost") if off is None else not off
+
+
+def _quota(root: Path) -> float | None:
+    text = _text(root / "sys/fs/cgroup/cpu.max")
+    if text is None or text.startswith("max"):
+        return None
+    quota, period = text.split()
+    return int(quota) / int(period)
+
+
+def _throttled(root: Path) -> int | None:
+    for line in (_text(root / "sys/fs/cgroup/cpu.stat") or "").splitlines():
+        if line.startswith("nr_throttled "):
+            return int(line.split()[1])
+    return None
+
+
+def _times(root: Path) -> list[int]:
+    """The jiffies of /proc/stat's first line; empty where there is none."""
+    text = _text(root / "proc/stat") or ""
+    return [int(field) for field in text.partition("\n")[0].split()[1:9]] if text.startswith("cpu ") else []
+
+
+def _steal(before: Sequence[int], after: Sequence[int]) -> float | None:
+    if len(before) < 8 or len(after) < 8:
+        return None
+    passed = sum(after) - sum(before)
+    return (after[7] - before[7]) / passed if passed > 0 else 0.0
+
+
+def _can_pin(cpus: Sequence[int]) -> bool:
+    if not hasattr(os, "sched_getaffinity"):
+        return False
+    before = os.sched_getaffinity(0)
+    try:
+        return pin(cpus[:1])
+    finally:
+        pin(before)
+
+
+def _jumps(cpu: int, seconds: float = 0.3) -> float:
+    """How much longer the same work takes at its slowest than at its fastest: 90th over 10th percentile."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    pin([cpu])
+    taken: list[int] = []
+    try:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            begun = time.perf_counter_ns()
+            sum(range(20_000))
+            taken.append(time.perf_counter_ns() - begun)
+    finally:
+        if before:
+            pin(before)
+    tenths = statistics.quantiles(taken, n=10)
+    return tenths[8] / tenths[0]
+
+
+def _processes() -> dict[int, tuple[str, float, float]]:
+    """By process id: name, processor seconds so far, and when that was read."""
+    import psutil
+
+    found: dict[int, tuple[str, float, float]] = {}
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        times = process.info["cpu_times"]
+        if times is not None and process.pid != os.getpid():
+            found[process.pid] = (process.info["name"] or "?", times.user + times.system, time.monotonic())
+    return found
+
+
+def _busy(
+    first: dict[int, tuple[str, float, float]], second: dict[int, tuple[str, float, float]]
+) -> tuple[tuple[str, int, float], ...]:
+    found: list[tuple[str, int, float]] = []
+    for pid, (name, used, at) in second.items():
+        if pid in first:
+            share = (used - first[pid][1]) / max(at - first[pid][2], 1e-9)
+            if share >= _BUSY_PROCESS:
+                found.append((name, pid, share))
+    return tuple(sorted(found, key=lambda item: -item[2])[:5])
+
+
+# --- what can be seen here ---------------------------------------------------------------
+
+SLOWDOWN = 0.03
+TOLERANCE = 0.005
+_RESAMPLED = 2000
+# Of the wall time of a recording, about this share is turns.
+_TURN_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What comparisons of one kind saw."""
+
+    setting: Setting
+    same: Tally
+    slower: Tally
+    resampled: Tally
+    false_alarms: Interval
+    detections: Interval
+    minimum_detectable_effect: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """What duels of a given time can see on this machine."""
+
+    seconds: float
+    tolerance: float
+    slowdown: float
+    sights: tuple[Sight, ...] = field(default=())
+
+
+def measure_power(total_seconds: float, budget_seconds: float, advance: Advance) -> Power:
+    """Duels whose truth is known, alone and beside a busy neighbour, for about `total_seconds`.
+
+    Raises InvalidInput where that is too short for one comparison of each kind.
+    """
+    shape = power.shape_for(budget_seconds)
+    settings = [Setting("onnxruntime", 1, busy) for busy in (False, True)]
+    needed = 2 * len(settings) * shape.seconds / _TURN_SHARE
+    count = int(total_seconds / needed)
+    if count < 1:
+        raise InvalidInput(
+            f"{total_seconds:g} s are too short: comparisons of {budget_seconds:g} s each, alone and beside a "
+            f"neighbour, take about {needed:.0f} s",
+            do="Give more time, or a smaller --budget.",
+        )
+    sights: list[Sight] = []
+    done = 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="leanmark-doctor-") as scratch:
+            for setting in settings:
+                kinds: list[list[list[Array]]] = []
+                for slowdown in (0.0, SLOWDOWN):
+                    label = f"{'busy' if setting.busy else 'quiet'}, {'slower' if slowdown else 'the same'}"
+                    at = done / (2 * len(settings))
+                    launches = power.record(
+                        replace(setting, slowdown=slowdown),
+                        shape,
+                        count,
+                        Path(scratch),
+                        done,
+                        lambda share, at=at, label=label: advance(at + share / (2 * len(settings)), label),
+                    )
+                    kinds.append(list(power.comparisons(launches, shape.copies)))
+                    done += 1
+                sights.append(_sight(setting, kinds[0], kinds[1], shape.launches))
+    finally:
+        kill_all()
+    return Power(shape.seconds, TOLERANCE, SLOWDOWN, tuple(sights))
+
+
+def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
+    units = [pairs for item in same for pairs in item]
+    a, b = power.tally(iter(same), 0.0, TOLERANCE), power.tally(iter(slower), SLOWDOWN, TOLERANCE)
+    resampled = power.tally(power.resample(units, launches, _RESAMPLED, 0), 0.0, TOLERANCE)
+    effect = stats.LogRatio(0.0, a.mean_error, launches).minimum_detectable_effect(stats.VERDICT_LEVEL)
+    return Sight(setting, a, b, resampled, a.share(a.false_alarms), b.share(b.detections), effect)
