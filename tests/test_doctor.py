@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from leanmark import doctor, power
 from leanmark.cli import app
-from leanmark.doctor import Device, Machine, State
+from leanmark.doctor import Machine, State
 from leanmark.errors import InvalidInput
 from leanmark.measure import energy
+from leanmark.results import Device
 
 QUIET = Machine(
     {"hypervisor": False}, 8, 8, True, True, governors=("performance",) * 8, turbo=False, smt=False, pressure=0.0,

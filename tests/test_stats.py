@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanmark import stats
+from leanmark.results import Interval, Verdict
 
 floats = st.floats(-0.5, 0.5)
 launch = st.lists(floats, min_size=3, max_size=12).map(np.array)
@@ -196,3 +197,38 @@ def test_seeds_widen_the_interval_of_a_score():
         stats.mean_score(apart).high - stats.mean_score(apart).low
         > stats.mean_score(alike).high - stats.mean_score(alike).low
     )
+
+
+def test_a_verdict_needs_the_whole_interval_beyond_the_tolerance():
+    def verdict(percent: float, error: float) -> Verdict:
+        return stats.judge(stats.LogRatio(math.log1p(percent / 100), error, 30), 0.005)
+
+    assert verdict(3, 0.001) is Verdict.REGRESSED
+    assert verdict(-3, 0.001) is Verdict.IMPROVED
+    assert verdict(0, 0.001) is Verdict.UNCHANGED
+    assert verdict(3, 0.05) is Verdict.INCONCLUSIVE
+    assert verdict(0.5, 0.001) is Verdict.INCONCLUSIVE
+
+
+@given(st.floats(-0.1, 0.1), st.floats(0, 0.05), st.integers(4, 40), st.floats(0, 0.05))
+def test_swapping_the_sides_swaps_the_verdict(mean: float, error: float, count: int, tolerance: float):
+    swapped = {Verdict.REGRESSED: Verdict.IMPROVED, Verdict.IMPROVED: Verdict.REGRESSED}
+    one = stats.judge(stats.LogRatio(mean, error, count), tolerance)
+    other = stats.judge(stats.LogRatio(-mean, error, count), tolerance)
+    assert other is swapped.get(one, one)
+
+
+def test_the_mean_of_samples_knows_the_textbook():
+    # Student 1908, the extra sleep by drug two minus drug one, ten patients.
+    interval = stats.student_mean(np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((1.58, 0.7001142, 2.4598858))
+    with pytest.raises(ValueError, match="at least 2"):
+        stats.student_mean(np.ones(1))
+
+
+def test_what_is_not_shown_to_be_faster_never_pays_off():
+    faster = Interval(0.5, 0.4, 0.8, 0.95, 5, "")
+    found = stats.break_even(10.0, 1e-3, faster)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((20_000, 16_667, 50_000), rel=1e-4)
+    assert stats.break_even(10.0, 1e-3, Interval(0.9, 0.8, 1.0, 0.95, 5, "")) is None

@@ -10,7 +10,7 @@ from leanmark.declare.plan import Plan
 from leanmark.measure import paired
 from leanmark.measure.paired import Launch
 from leanmark.prepare.recipe import Prepared
-from leanmark.results import Cell, ColdStart, Energy, Interval, Quality, Result, Role, Status
+from leanmark.results import Cell, ColdStart, Energy, Interval, OnDevice, Quality, Result, Role, Status
 
 # A side against itself: no measurement, so no samples.
 ITSELF = Interval(1.0, 1.0, 1.0, stats.LEVEL, 0, "by definition")
@@ -23,6 +23,7 @@ class Inspected:
     quality: Quality | None = None
     cold_start: ColdStart | None = None
     energy: Energy | None = None
+    on_device: OnDevice | None = None
     difference: float | None = None  # largest, relative, from the reference's answers
     death: tuple[Status, str] | None = None
 
@@ -65,6 +66,7 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         cold_start=inspected.cold_start,
         cost=first.cost,
         energy=inspected.energy,
+        on_device=inspected.on_device,
         evidence=first.final.evidence,
         timing=paired.timing(launches, cell.id),
     )

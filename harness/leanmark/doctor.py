@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
 import tempfile
@@ -17,11 +16,12 @@ from leanmark.arrays import Array
 from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus, pin
 from leanmark.measure import energy, environment
+from leanmark.measure.device import read_devices
 from leanmark.measure.sides import CAN_FORK
 from leanmark.power import Setting, Tally
 from leanmark.processes import kill_all
 from leanmark.progress import Advance
-from leanmark.results import Interval, Json
+from leanmark.results import Device, Interval, Json
 
 _SAMPLE_SECONDS = 1.0
 _BUSY_PROCESS = 0.1  # of a processor
@@ -71,17 +71,6 @@ class Machine:
     jumps: tuple[float, ...] = ()  # by processor: 90th over 10th percentile of the same work
     others: tuple[tuple[str, int, float], ...] = ()  # name, process id, processors used
     devices: tuple[Device, ...] = ()
-
-
-@dataclass(frozen=True)
-class Device:
-    """A CUDA device as the driver sees it."""
-
-    name: str
-    processes: tuple[int, ...]
-    clock_mhz: int | None = None
-    clock_limit_mhz: int | None = None
-    throttled: tuple[str, ...] = ()
 
 
 def diagnose(machine: Machine) -> tuple[Finding, ...]:
@@ -224,7 +213,7 @@ def _readable(machine: Machine) -> list[Finding]:
 def _devices(machine: Machine) -> list[Finding]:
     found: list[Finding] = []
     for device in machine.devices:
-        others = [str(pid) for pid in device.processes]
+        others = [str(pid) for pid in device.strangers]
         found.append(
             _finding(
                 device.name,
@@ -277,38 +266,6 @@ def read_machine(root: Path = Path("/")) -> Machine:
         jumps=jumps,
         others=_busy(first, second),
         devices=read_devices(),
-    )
-
-
-def read_devices() -> tuple[Device, ...]:
-    """CUDA devices, through NVML where pynvml is installed; none otherwise."""
-    try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, or one that does not fit
-        return ()
-    found: list[Device] = []
-    with contextlib.suppress(pynvml.NVMLError):
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            found.append(_device(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)))
-    return tuple(found)
-
-
-_THROTTLING = {"SwPowerCap": "its power limit", "HwSlowdown": "heat or power", "SwThermalSlowdown": "heat"}
-
-
-def _device(nvml: Json, handle: Json) -> Device:
-    name = nvml.nvmlDeviceGetName(handle)
-    reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    return Device(
-        name.decode() if isinstance(name, bytes) else name,
-        tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-        tuple(
-            text for key, text in _THROTTLING.items() if reasons & getattr(nvml, f"nvmlClocksThrottleReason{key}", 0)
-        ),
     )
 
 

@@ -157,7 +157,7 @@ class _Block:
         if anchor is not None:
             moved = max(quality.largest_difference(a, b) for a, b in zip(answers, anchor, strict=True))
             moved = min(moved, sys.float_info.max)  # JSON has no infinity
-        return Inspected(score, start.cold_start, start.energy, moved)
+        return Inspected(score, start.cold_start, start.energy, start.on_device, moved)
 
     def _side(self, cell: Cell, seed: int = 0) -> Side:
         prepared = self.findings.prepared[cell.id][seed]

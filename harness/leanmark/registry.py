@@ -104,6 +104,7 @@ class Runtime:
     libraries: tuple[str, ...]
     lowering: tuple[StepSpec, ...] = ()  # from a TorchModel to what it executes
     start_seconds: float = 1.0  # about what a fresh process takes; for estimates and order
+    load_seconds: float = 0.05  # of that, loading an artifact and the first call, which every copy does anew
 
 
 _steps: dict[str, Step] = {}

@@ -236,6 +236,26 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Device:
+    """A CUDA device as its driver sees it."""
+
+    name: str
+    strangers: tuple[int, ...]  # process ids of others that compute on it
+    clock_mhz: int | None = None
+    clock_limit_mhz: int | None = None
+    throttled: tuple[str, ...] = ()  # by what, now
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What a call does on a CUDA device, beside the wall time from submitting to synchronizing."""
+
+    device: Device | None  # None where NVML cannot be asked
+    event_seconds: Interval | None  # between CUDA events around a call; None where the runtime has none
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Energy:
     """What a call costs in joules, by a counter of the whole package or device; never an estimate."""
 
@@ -262,6 +282,7 @@ class Result:
     cost: Cost | None = None
     break_even_calls: Interval | None = None  # after which preparing has paid off; None where it never does
     energy: Energy | None = None  # None where no counter can be read
+    on_device: OnDevice | None = None  # of CUDA targets
     evidence: tuple[Evidence, ...] = ()
     warnings: tuple[str, ...] = ()
 

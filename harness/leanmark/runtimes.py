@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
@@ -44,10 +44,19 @@ class Session(Protocol):
         """What `call` returned as arrays, in the model's order."""
         ...
 
+    def event_seconds(self, bound: Any, /) -> float | None:
+        """Seconds between CUDA events around one call; None where there are none."""
+        ...
+
+    def peak_device_bytes(self) -> int | None:
+        """The most device memory so far; None where it cannot be told."""
+        ...
+
 
 # --- what can run here ----------------------------------------------------------------
 
 # Distributions that bring a CUDA build of a runtime whose plain one has none.
+_COMPILERS = ("g++", "clang++", "c++")
 _CUDA_DISTRIBUTION = {"onnxruntime": "onnxruntime-gpu"}
 
 
@@ -65,6 +74,8 @@ def supported(runtime: str, device: str) -> str | None:
         return f"{module} is not installed"
     if device == "cuda":
         return _no_cuda(module)
+    if runtime == "torch-compile" and not any(map(shutil.which, _COMPILERS)):
+        return f"no C++ compiler ({' or '.join(_COMPILERS)}) is installed, which Inductor needs for CPUs"
     return None
 
 
@@ -116,7 +127,7 @@ class _TorchSession:
 
         self._torch = torch
         self._device = device
-        self._module = module.to(device)
+        self._module = self.module = module.to(device)
         self._cuda = device != "cpu"
 
     def bind(self, inputs: Mapping[str, Array]) -> list[Tensor]:
@@ -134,6 +145,20 @@ class _TorchSession:
 
     def outputs(self, raw: Any) -> list[Array]:
         return [tensor.cpu().numpy() for tensor in _tensors(raw)]
+
+    def event_seconds(self, bound: list[Tensor], /) -> float | None:
+        if not self._cuda:
+            return None
+        begun, ended = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with self._torch.inference_mode():
+            begun.record()
+            self._module(*bound)
+            ended.record()
+        self._torch.cuda.synchronize()
+        return begun.elapsed_time(ended) * 1e-3
+
+    def peak_device_bytes(self) -> int | None:
+        return self._torch.cuda.max_memory_allocated() if self._cuda else None
 
 
 def _tensors(raw: Any) -> Iterable[Tensor]:
@@ -175,10 +200,37 @@ def load_torch(artifact: Artifact, threads: int, device: str) -> Session:
         return _TorchSession(stage.module, device)
 
 
+def load_torch_compile(artifact: Artifact, threads: int, device: str) -> Session:
+    """Load an artifact into torch and compile it with Inductor, for exactly the shapes that it is called with.
+
+    The first call compiles; what was compiled once is found again in Inductor's own
+    cache. Process-wide as `load_torch`; compiling starts no processes of its own.
+    Raises PreparationError if there is no such device.
+    """
+    import torch
+    from torch._inductor import config
+
+    config.compile_threads = 1  # its pool of processes would run beside what is measured
+    session = load_torch(artifact, threads, device)
+    assert isinstance(session, _TorchSession)
+    with torch.inference_mode():
+        return _TorchSession(cast("nn.Module", torch.compile(session.module, dynamic=False)), device)
+
+
 # --- onnxruntime ----------------------------------------------------------------------
 
 
-class _OnnxSession:
+class _WithoutEvents:
+    """What a runtime that shows nothing of a device answers."""
+
+    def event_seconds(self, _bound: Any, /) -> float | None:
+        return None
+
+    def peak_device_bytes(self) -> int | None:
+        return None
+
+
+class _OnnxSession(_WithoutEvents):
     """An onnxruntime session on the CPU."""
 
     def __init__(self, session: Any) -> None:
@@ -194,7 +246,7 @@ class _OnnxSession:
         return [np.asarray(array) for array in raw]
 
 
-class _OnnxCudaSession:
+class _OnnxCudaSession(_WithoutEvents):
     """An onnxruntime session on a CUDA device; inputs and outputs stay there."""
 
     def __init__(self, session: Any) -> None:
@@ -272,6 +324,18 @@ register_runtime(
         loader="leanmark.runtimes:load_torch",
         libraries=("torch",),
         start_seconds=2.2,
+    )
+)
+register_runtime(
+    Runtime(
+        name="torch-compile",
+        title="torch.compile",
+        executes=TorchModel,
+        devices=("cpu", "cuda"),
+        loader="leanmark.runtimes:load_torch_compile",
+        libraries=("torch",),
+        start_seconds=8.0,
+        load_seconds=3.0,
     )
 )
 register_runtime(

@@ -57,6 +57,31 @@ def test_sweeps_unfold_to_one_recipe_a_combination(tmp_path: Path):
     ]
 
 
+def test_targets_sweep_threads_and_batch_sizes(tmp_path: Path):
+    text = GOOD.replace(
+        "{runtime: onnxruntime}", "{runtime: onnxruntime, threads: {sweep: [1, 2]}, batch: {sweep: [1, 8]}}"
+    )
+    names = [target.id for target in good(tmp_path, text).targets]
+    assert names == [f"cpu-onnxruntime-t{threads}-b{batch}" for threads in (1, 2) for batch in (1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ("{sweep: [1, 1]}", "stands here twice"),
+        ("{sweep: []}", "threads"),
+        ("{sweep: [0]}", "threads"),
+        ("{sweeps: [1]}", "unknown key 'sweeps'"),
+        ("{}", "'sweep' is missing"),
+        ("two", "threads = 'two'"),
+    ],
+)
+def test_a_wrong_sweep_of_threads_is_refused(tmp_path: Path, sweep: str, says: str):
+    error = refused(tmp_path, GOOD.replace("{runtime: onnxruntime}", f"{{runtime: onnxruntime, threads: {sweep}}}"))
+    assert says in error.what
+    assert error.where is not None
+
+
 def test_units_are_needed_and_read(tmp_path: Path):
     assert good(tmp_path, GOOD + "measure: {budget: 500ms}\n").budget_seconds == 0.5
     assert good(tmp_path, GOOD + "measure: {budget: 2min}\n").budget_seconds == 120

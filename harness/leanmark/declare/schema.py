@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, WithJsonSchema
 
 from leanmark import registry
 from leanmark.declare import units
@@ -42,13 +42,33 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Batch = Annotated[int, Field(ge=1, le=65536)]
+
+
+class ThreadSweep(_Strict):
+    """Several thread counts, a target each."""
+
+    sweep: list[Threads] = Field(min_length=1)
+
+
+class BatchSweep(_Strict):
+    """Several batch sizes, a target each."""
+
+    sweep: list[Batch] = Field(min_length=1)
+
+
+def _kind(value: Any) -> str:
+    return "sweep" if isinstance(value, dict | ThreadSweep | BatchSweep) else "one"
+
+
 class TargetDeclaration(_Strict):
-    """Where and how variants run."""
+    """Where and how variants run; a sweep of threads or batch sizes stands for a target each."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     runtime: str = "onnxruntime"
-    threads: int = Field(default=1, ge=1, le=1024)
-    batch: int = Field(default=1, ge=1, le=65536)
+    threads: Annotated[Annotated[Threads, Tag("one")] | Annotated[ThreadSweep, Tag("sweep")], Discriminator(_kind)] = 1
+    batch: Annotated[Annotated[Batch, Tag("one")] | Annotated[BatchSweep, Tag("sweep")], Discriminator(_kind)] = 1
 
 
 class MeasureDeclaration(_Strict):

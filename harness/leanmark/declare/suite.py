@@ -5,6 +5,7 @@ Every error names file, line, column and what to do.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from leanmark.declare.document import Document, Location, parse
 from leanmark.declare.recipes import Placed, Recipe, check_chain, check_size, check_unique, unfold_recipes
 from leanmark.declare.schema import (
     IMPORT_PATTERN,
+    BatchSweep,
     ModelWorkload,
     OnnxWorkload,
     SuiteDeclaration,
+    ThreadSweep,
     explain,
 )
 from leanmark.errors import InvalidInput, did_you_mean
@@ -211,8 +214,14 @@ def _targets(declared: SuiteDeclaration, document: Document) -> Iterator[Target]
             raise InvalidInput(
                 f"{runtime.name} does not run on {entry.device}", where=document.position(("targets", index, "device"))
             )
-        target = Target(entry.device, entry.runtime, entry.threads, entry.batch)
-        if target.id in seen:
-            raise InvalidInput(f"the target {target.id} stands here twice", where=document.position(("targets", index)))
-        seen.add(target.id)
-        yield target
+        for threads, batch in itertools.product(_values(entry.threads), _values(entry.batch)):
+            target = Target(entry.device, entry.runtime, threads, batch)
+            if target.id in seen:
+                where = document.position(("targets", index))
+                raise InvalidInput(f"the target {target.id} stands here twice", where=where)
+            seen.add(target.id)
+            yield target
+
+
+def _values(declared: int | ThreadSweep | BatchSweep) -> list[int]:
+    return [declared] if isinstance(declared, int) else declared.sweep

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from leanmark.measure.device import start_nvml
+
 # A counter that was read: joules since some moment, or None once it cannot be read any more.
 Counter = Callable[[], float | None]
 
@@ -52,21 +54,17 @@ def _joules(files: Iterable[Path]) -> float | None:
 
 
 def _nvml_device() -> Any:
+    nvml = start_nvml()
     try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no library, no driver, or a device without the counter
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # no NVML, or a device without the counter
         return None
     return handle
 
 
 def _nvml_joules(handle: Any) -> float | None:
     try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3
+        return start_nvml().nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3
     except Exception:
         return None

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from leanmark import stats
+from leanmark import registry, stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.host import available_memory, pin
@@ -38,6 +38,8 @@ _QUIET_ROUNDS = 20
 _WARM_SECONDS = 0.01
 _WARM_TREND = 0.05
 _WARM_LIMIT_SECONDS = 0.04
+# A worker that does not answer for so long, and twenty times what its turn should take, hangs.
+PATIENCE_SECONDS = 30.0
 # A turn is disturbed when less than this share of its wall time was computing.
 UNDISTURBED_SHARE = 0.9
 
@@ -171,12 +173,12 @@ class _Amount:
     limit_seconds: float  # for a turn
 
 
-def _amount(seconds: float, guess: Mapping[str, float], calls: int) -> _Amount:
-    """As many copies as last `COPY_SECONDS` a side, but each with a few rounds."""
+def _amount(seconds: float, copy_seconds: float, guess: Mapping[str, float], calls: int) -> _Amount:
+    """As many copies as last `copy_seconds` a side, but each with a few rounds."""
     round_seconds = max(sum(guess.values()) * (calls + 1), 1e-9)
     rounds = max(MINIMUM_ROUNDS, round(seconds * len(guess) / round_seconds))
-    copies = max(1, min(round(seconds / COPY_SECONDS), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
-    return _Amount(calls, copies, math.ceil(rounds / copies), 30.0 + 20 * round_seconds)
+    copies = max(1, min(round(seconds / copy_seconds), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
+    return _Amount(calls, copies, math.ceil(rounds / copies), PATIENCE_SECONDS + 20 * round_seconds)
 
 
 class _Block:
@@ -187,6 +189,9 @@ class _Block:
     ) -> None:
         self.sides, self.seconds, self.cpus, self.seed, self.opener = sides, seconds, cpus, seed, opener
         self.threads = max(side.target.threads for side in sides)
+        # Where loading takes long, copies are worth less than they cost.
+        loading = max(registry.get_runtime(side.target.runtime).load_seconds for side in sides)
+        self.copy_seconds = max(COPY_SECONDS, loading)
         self.overlap = overlap and self.threads < len(cpus)
         self.bases: dict[int, Future[Bases]] = {}
         self.ahead: Future[Seats] | None = None
@@ -215,7 +220,9 @@ class _Block:
                 if not guess or alive[0].name not in guess:
                     self.opener.close(seats)
                     break
-                amount = amount or _amount(self.seconds, guess, calls or calls_a_turn(guess[alive[0].name]))
+                amount = amount or _amount(
+                    self.seconds, self.copy_seconds, guess, calls or calls_a_turn(guess[alive[0].name])
+                )
                 fits = self.overlap and available_memory() > 2 * seats.memory_bytes
                 if fits:
                     overlapped = True
@@ -286,7 +293,7 @@ class _Table:
         for name in self._alive():
             before, calls, spent = math.inf, 1, 0.0
             while spent < _WARM_LIMIT_SECONDS:
-                turn = self._ask(name, 60.0, op="turn", calls=calls, start=0)
+                turn = self._ask(name, 2 * PATIENCE_SECONDS, op="turn", calls=calls, start=0)
                 if turn is None:
                     guess.pop(name, None)
                     break

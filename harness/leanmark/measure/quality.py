@@ -13,11 +13,12 @@ from leanmark import stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.measure.sides import Side, Worker
-from leanmark.results import ColdStart, Energy, Interval, Quality
+from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality, from_json
 
 ANSWER_TIMEOUT_SECONDS = 600.0
 # Counters move about once a millisecond, so a stretch is many of those long.
 _STRETCHES = 6
+_EVENT_CALLS = 100
 _STRETCH_SECONDS = 0.25
 _CLOSE = 1e-4  # outputs that are no class scores count as changed beyond this, relatively
 
@@ -44,6 +45,7 @@ class Inspection:
     answers: Answers
     cold_start: ColdStart
     energy: Energy | None = None
+    on_device: OnDevice | None = None
 
 
 def inspect(side: Side) -> Inspection:
@@ -70,10 +72,24 @@ def answer(worker: Worker, cold_start: ColdStart) -> Inspection:
         None if score is None else float(score[0]),
         message.get("replicates"),
     )
-    return Inspection(answers, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]), _energy(worker))
+    cold_start = replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"])
+    return Inspection(answers, cold_start, energy_a_call(worker), on_device(worker))
 
 
-def _energy(worker: Worker) -> Energy | None:
+def on_device(worker: Worker) -> OnDevice | None:
+    """What calls do on a CUDA device; None for other targets."""
+    if worker.side.target.device == "cpu":
+        return None
+    message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="on_device", calls=_EVENT_CALLS)
+    events = message["event_seconds"]
+    return OnDevice(
+        None if message["device"] is None else from_json(Device, message["device"]),
+        stats.student_mean(events) if len(events) > 1 else None,
+        message["peak_bytes"],
+    )
+
+
+def energy_a_call(worker: Worker) -> Energy | None:
     """Joules a call, over stretches of calls; None where no counter can be read."""
     message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="energy", stretches=_STRETCHES, seconds=_STRETCH_SECONDS)
     joules = message.get("joules")

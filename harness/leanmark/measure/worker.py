@@ -105,6 +105,20 @@ class Side:
         joules = [_joules_a_call(read, lambda: self.session.call(next(inputs)), message["seconds"]) for _ in stretches]
         return {"counter": name}, {"joules": np.array([value for value in joules if value is not None])}
 
+    def on_device(self, message: Message) -> tuple[Message, dict[str, Array]]:
+        """Times between CUDA events around calls, the peak of device memory, and the device as its driver sees it."""
+        from leanmark.measure.device import read_devices
+        from leanmark.results import to_json
+
+        inputs = itertools.cycle(self.inputs)
+        seconds = [self.session.event_seconds(next(inputs)) for _ in range(message["calls"])]
+        devices = read_devices(frozenset({os.getpid()}))
+        found = {
+            "device": to_json(devices[0]) if devices else None,
+            "peak_bytes": self.session.peak_device_bytes(),
+        }
+        return found, {"event_seconds": np.array([value for value in seconds if value is not None])}
+
     def answers(self) -> tuple[Message, dict[str, Array]]:
         """The outputs on the whole test split, and the scores of a metric of the user's own."""
         collected: list[list[Array]] = []
@@ -182,6 +196,11 @@ def _memory_deltas(memory: list[tuple[int, int | None]]) -> dict[str, int | None
         deltas[f"rss_{name}_bytes"] = after[0] - before[0]
         deltas[f"uss_{name}_bytes"] = None if after[1] is None or before[1] is None else after[1] - before[1]
     return deltas
+
+
+def _has_moved(cpus: set[int] | None) -> bool:
+    """Whether something, most likely the model, put this process on other processors than it was put on."""
+    return cpus is not None and os.sched_getaffinity(0) != cpus
 
 
 def _pin(cpus: list[int]) -> bool:
@@ -271,6 +290,7 @@ def _be_copy(base: Channel, own: int, log: int) -> NoReturn:
 
 def _serve(channel: Channel, message: Message) -> None:
     side: Side | None = None
+    pinned: set[int] | None = None
     while True:
         if message["op"] == "open":
             try:
@@ -286,9 +306,15 @@ def _serve(channel: Channel, message: Message) -> None:
             assert side is not None, "a worker is opened first"
             try:
                 if message["op"] == "pin":
-                    channel.send({"pinned": _pin(message["cpus"])})
+                    pinned = set(message["cpus"]) if _pin(message["cpus"]) else None
+                    channel.send({"pinned": pinned is not None})
                 elif message["op"] == "turn":
-                    channel.send(*side.turn(message))
+                    answer = side.turn(message)
+                    if _has_moved(pinned):
+                        raise RuntimeError("it moved to other processors than it was put on")
+                    channel.send(*answer)
+                elif message["op"] == "on_device":
+                    channel.send(*side.on_device(message))
                 elif message["op"] == "energy":
                     channel.send(*side.energy(message))
                 else:
