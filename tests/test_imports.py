@@ -20,14 +20,14 @@ LAYERS = [
     {"graphs", "weights", "counting", "registry", "processes"},
     {"techniques", "workloads", "networks", "runtimes"},
     {"declare", "prepare", "measure", "judge", "publish"},
-    {"planned", "assembly"},
+    {"planned", "assembly", "power"},
     {"preparing", "measuring"},
-    {"runner", "duel", "delivery", "catalogue"},
+    {"runner", "duel", "delivery", "catalogue", "doctor"},
     {"cli"},
 ]
 VERBS = LAYERS[6]
-# What builds a module asks for its builder by name; the listing names the type of a duel.
-ALLOWED_UP = {("stages", "registry"), ("publish", "duel")}
+# What builds a module asks for its builder by name; what prints a duel or an examination names its type.
+ALLOWED_UP = {("stages", "registry"), ("publish", "duel"), ("publish", "doctor")}
 
 
 def imports() -> list[tuple[str, str, Path]]:
