@@ -138,12 +138,10 @@ def test_a_tally_knows_alarms_detections_and_coverage():
 
 
 def test_comparisons_share_no_turn_and_are_resampled_without_repetition():
-    random = np.random.default_rng(1)
     drawn = list(power.resample([np.full(3, number / 1000) for number in range(20)], 12, 50, 0))
     assert all(len({abs(float(item[0])) for item in one}) == 12 for one in drawn)
     assert power.shape_for(5).seconds <= 5
     assert power.shape_for(30).seconds <= 30
-    assert random is not None
     with pytest.raises(InvalidInput, match="at least"):
         power.shape_for(0.1)
 
@@ -156,7 +154,7 @@ def test_too_little_time_is_refused_before_anything_is_measured():
 
 @pytest.mark.slow
 def test_the_doctor_measures_what_duels_see():
-    found = doctor.measure_power(16.0, 2.0, lambda *_: None)
+    found = power.measure_power(16.0, 2.0, lambda *_: None)
     assert [sight.setting.busy for sight in found.sights] == [False, True]
     for sight in found.sights:
         assert sight.same.count == sight.slower.count == 1

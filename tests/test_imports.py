@@ -27,7 +27,7 @@ LAYERS = [
 ]
 VERBS = LAYERS[6]
 # What builds a module asks for its builder by name; what prints a duel or an examination names its type.
-ALLOWED_UP = {("stages", "registry"), ("publish", "duel"), ("publish", "doctor")}
+ALLOWED_UP = {("stages", "registry"), ("publish", "duel"), ("publish", "doctor"), ("publish", "power")}
 
 
 def imports() -> list[tuple[str, str, Path]]:

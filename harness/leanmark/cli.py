@@ -258,6 +258,7 @@ def doctor(
 ) -> None:
     """Say what this machine is, what disturbs a measurement on it, and what to change."""
     from leanmark import doctor as doctors
+    from leanmark.power import measure_power
     from leanmark.publish import examination
     from leanmark.publish.console import make_console, running
 
@@ -267,7 +268,7 @@ def doctor(
     sight = None
     if power is not None:
         with running(console) as advance:
-            sight = doctors.measure_power(power, budget or 5.0, advance)
+            sight = measure_power(power, budget or 5.0, advance)
     if as_json:
         typer.echo(json.dumps(examination.as_json(machine, findings, sight), indent=1))
         return

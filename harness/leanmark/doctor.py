@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from leanmark import power, stats
-from leanmark.arrays import Array
-from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus, pin
 from leanmark.measure import energy, environment
 from leanmark.measure.device import read_devices
 from leanmark.measure.sides import CAN_FORK
-from leanmark.power import Setting, Tally
-from leanmark.processes import kill_all
-from leanmark.progress import Advance
-from leanmark.results import Device, Interval, Json
+from leanmark.results import Device, Json
 
 _SAMPLE_SECONDS = 1.0
 _BUSY_PROCESS = 0.1  # of a processor
@@ -364,83 +357,3 @@ def _busy(
             if share >= _BUSY_PROCESS:
                 found.append((name, pid, share))
     return tuple(sorted(found, key=lambda item: -item[2])[:5])
-
-
-# --- what can be seen here ---------------------------------------------------------------
-
-SLOWDOWN = 0.03
-TOLERANCE = 0.005
-_RESAMPLED = 2000
-# Of the wall time of a recording, about this share is turns.
-_TURN_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What comparisons of one kind saw."""
-
-    setting: Setting
-    same: Tally
-    slower: Tally
-    resampled: Tally
-    false_alarms: Interval
-    detections: Interval
-    minimum_detectable_effect: float
-
-
-@dataclass(frozen=True)
-class Power:
-    """What duels of a given time can see on this machine."""
-
-    seconds: float
-    tolerance: float
-    slowdown: float
-    sights: tuple[Sight, ...] = field(default=())
-
-
-def measure_power(total_seconds: float, budget_seconds: float, advance: Advance) -> Power:
-    """Duels whose truth is known, alone and beside a busy neighbour, for about `total_seconds`.
-
-    Raises InvalidInput where that is too short for one comparison of each kind.
-    """
-    shape = power.shape_for(budget_seconds)
-    settings = [Setting("onnxruntime", 1, busy) for busy in (False, True)]
-    needed = 2 * len(settings) * shape.seconds / _TURN_SHARE
-    count = int(total_seconds / needed)
-    if count < 1:
-        raise InvalidInput(
-            f"{total_seconds:g} s are too short: comparisons of {budget_seconds:g} s each, alone and beside a "
-            f"neighbour, take about {needed:.0f} s",
-            do="Give more time, or a smaller --budget.",
-        )
-    sights: list[Sight] = []
-    done = 0
-    try:
-        with tempfile.TemporaryDirectory(prefix="leanmark-doctor-") as scratch:
-            for setting in settings:
-                kinds: list[list[list[Array]]] = []
-                for slowdown in (0.0, SLOWDOWN):
-                    label = f"{'busy' if setting.busy else 'quiet'}, {'slower' if slowdown else 'the same'}"
-                    at = done / (2 * len(settings))
-                    launches = power.record(
-                        replace(setting, slowdown=slowdown),
-                        shape,
-                        count,
-                        Path(scratch),
-                        done,
-                        lambda share, at=at, label=label: advance(at + share / (2 * len(settings)), label),
-                    )
-                    kinds.append(list(power.comparisons(launches, shape.copies)))
-                    done += 1
-                sights.append(_sight(setting, kinds[0], kinds[1], shape.launches))
-    finally:
-        kill_all()
-    return Power(shape.seconds, TOLERANCE, SLOWDOWN, tuple(sights))
-
-
-def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
-    units = [pairs for item in same for pairs in item]
-    a, b = power.tally(iter(same), 0.0, TOLERANCE), power.tally(iter(slower), SLOWDOWN, TOLERANCE)
-    resampled = power.tally(power.resample(units, launches, _RESAMPLED, 0), 0.0, TOLERANCE)
-    effect = stats.LogRatio(0.0, a.mean_error, launches).minimum_detectable_effect(stats.VERDICT_LEVEL)
-    return Sight(setting, a, b, resampled, a.share(a.false_alarms), b.share(b.detections), effect)

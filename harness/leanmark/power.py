@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leanmark import stats
@@ -25,7 +26,8 @@ from leanmark.host import available_cpus
 from leanmark.measure import paired
 from leanmark.measure.paired import COPY_SECONDS, Launch
 from leanmark.measure.sides import Side
-from leanmark.processes import Fresh
+from leanmark.processes import Fresh, kill_all
+from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Verdict
 from leanmark.stages import Delivery, Program, Split, TorchModel, save
 from leanmark.workloads import split_store
@@ -177,6 +179,86 @@ def neighbour() -> Generator[None]:
         yield
     finally:
         child.kill()
+
+
+# --- what can be seen here ---------------------------------------------------------------
+
+SLOWDOWN = 0.03
+TOLERANCE = 0.005
+_RESAMPLED = 2000
+# Of the wall time of a recording, about this share is turns.
+_TURN_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What comparisons of one kind saw."""
+
+    setting: Setting
+    same: Tally
+    slower: Tally
+    resampled: Tally
+    false_alarms: Interval
+    detections: Interval
+    minimum_detectable_effect: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """What duels of a given time can see on this machine."""
+
+    seconds: float
+    tolerance: float
+    slowdown: float
+    sights: tuple[Sight, ...] = field(default=())
+
+
+def measure_power(total_seconds: float, budget_seconds: float, advance: Advance) -> Power:
+    """Duels whose truth is known, alone and beside a busy neighbour, for about `total_seconds`.
+
+    Raises InvalidInput where that is too short for one comparison of each kind.
+    """
+    shape = shape_for(budget_seconds)
+    settings = [Setting("onnxruntime", 1, busy) for busy in (False, True)]
+    needed = 2 * len(settings) * shape.seconds / _TURN_SHARE
+    count = int(total_seconds / needed)
+    if count < 1:
+        raise InvalidInput(
+            f"{total_seconds:g} s are too short: comparisons of {budget_seconds:g} s each, alone and beside a "
+            f"neighbour, take about {needed:.0f} s",
+            do="Give more time, or a smaller --budget.",
+        )
+    sights: list[Sight] = []
+    done = 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="leanmark-doctor-") as scratch:
+            for setting in settings:
+                kinds: list[list[list[Array]]] = []
+                for slowdown in (0.0, SLOWDOWN):
+                    label = f"{'busy' if setting.busy else 'quiet'}, {'slower' if slowdown else 'the same'}"
+                    at = done / (2 * len(settings))
+                    launches = record(
+                        replace(setting, slowdown=slowdown),
+                        shape,
+                        count,
+                        Path(scratch),
+                        done,
+                        lambda share, at=at, label=label: advance(at + share / (2 * len(settings)), label),
+                    )
+                    kinds.append(list(comparisons(launches, shape.copies)))
+                    done += 1
+                sights.append(_sight(setting, kinds[0], kinds[1], shape.launches))
+    finally:
+        kill_all()
+    return Power(shape.seconds, TOLERANCE, SLOWDOWN, tuple(sights))
+
+
+def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
+    units = [pairs for item in same for pairs in item]
+    a, b = tally(iter(same), 0.0, TOLERANCE), tally(iter(slower), SLOWDOWN, TOLERANCE)
+    resampled = tally(resample(units, launches, _RESAMPLED, 0), 0.0, TOLERANCE)
+    effect = stats.LogRatio(0.0, a.mean_error, launches).minimum_detectable_effect(stats.VERDICT_LEVEL)
+    return Sight(setting, a, b, resampled, a.share(a.false_alarms), b.share(b.detections), effect)
 
 
 # --- the two sides -----------------------------------------------------------------------

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Death:
     reason: str
 
 
-class Child:
+class Child(ABC):
     """A running child process.
 
     Either a `Fresh` interpreter or the `Copy` of one that was made a `Base`.
@@ -73,12 +74,13 @@ class Child:
             self._theirs.close()
         _living.add(self)
 
+    @abstractmethod
     def _start(self, descriptor: int) -> int:
-        raise NotImplementedError
+        """Start it with this end of its channel; returns its process id."""
 
+    @abstractmethod
     def exit_code(self, timeout: float) -> int | None:
         """How it ended, minus the signal that killed it; None if it still runs after `timeout` seconds."""
-        raise NotImplementedError
 
     def begin_kill(self) -> None:
         """Send the end of the child, and of everything that it started, on its way."""

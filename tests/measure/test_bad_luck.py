@@ -29,7 +29,7 @@ def duel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = np.random.default_rng(1).normal(size=(10, 256)).astype(np.float32)
     split_store.store({"test": Split({"x": inputs})}, tmp_path / "splits")
 
-    def run(what: str) -> Launch:
+    def run(what: str, launches: int = 1) -> list[Launch]:
         import misbehaving
 
         sides: list[Side] = []
@@ -38,8 +38,7 @@ def duel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             root.mkdir()
             save(TorchModel(misbehaving.build(name).eval(), "misbehaving:build", {"what": name}), root)
             sides.append(Side(root.name, root, Target(runtime="torch"), tmp_path / "splits", paths=(MODELS,)))
-        (launch,) = measure(sides, launches=1, seconds=0.1, cpus=available_cpus(), seed=0)
-        return launch
+        return list(measure(sides, launches=launches, seconds=0.1, cpus=available_cpus(), seed=0))
 
     return run
 
@@ -60,7 +59,7 @@ def test_it_is_reported_as_that_and_the_other_side_goes_on(duel, monkeypatch, wh
     if what == "moves" and len(available_cpus()) == 1:
         pytest.skip("with one processor there is nowhere to move")
     monkeypatch.setattr(paired, "PATIENCE_SECONDS", 2.0)
-    launch = duel(what)
+    (launch,) = duel(what)
     death = launch.deaths[f"{what}-1"]
     assert death.status is status
     assert reason in death.reason
@@ -69,9 +68,17 @@ def test_it_is_reported_as_that_and_the_other_side_goes_on(duel, monkeypatch, wh
 
 
 @pytest.mark.slow
+def test_a_side_that_died_gets_no_turns_in_later_launches_though_it_was_opened_ahead(duel):
+    first, second = duel("dies", launches=2)
+    assert set(first.deaths) == {"dies-1"}
+    assert second.deaths == {}
+    assert second.facts.sides == ("behaves-0",)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["prints", "forks", "starts"])
 def test_what_does_no_harm_is_measured_and_what_it_started_is_ended(duel, what: str):
-    launch = duel(what)
+    (launch,) = duel(what)
     assert launch.deaths == {}
     assert launch.facts.sides == ("behaves-0", f"{what}-1")
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
@@ -86,7 +93,7 @@ def test_without_pinning_it_is_measured_all_the_same_and_said(duel, tmp_path: Pa
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(forbids)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    launch = duel("behaves")
+    (launch,) = duel("behaves")
     assert launch.deaths == {}
     assert not launch.facts.pinned
     assert len(launch.seconds) >= paired.MINIMUM_ROUNDS

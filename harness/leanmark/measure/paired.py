@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,7 +213,7 @@ class _Block:
             seats = (self.ahead or self._open(number, alive, ())).result()
             self.ahead = None
             waited += time.perf_counter() - waiting
-            table.seat(seats)
+            table.seat(seats, {side.name for side in alive})
             with _beside(chosen):
                 pinned &= table.pin(chosen)
                 guess = table.warm_up()
@@ -279,9 +279,10 @@ class _Table:
         self.position = 0
         self.rounds: list[tuple[int, dict[str, _Turn]]] = []
 
-    def seat(self, seats: Seats) -> None:
-        self.workers = {worker.side.name: worker for worker in seats.workers}
-        self.deaths = {**seats.deaths, **self.deaths}
+    def seat(self, seats: Seats, alive: Set[str]) -> None:
+        """Workers that were opened ahead may be of sides that have died since; those get no turns."""
+        self.workers = {worker.side.name: worker for worker in seats.workers if worker.side.name in alive}
+        self.deaths = {**{name: death for name, death in seats.deaths.items() if name in alive}, **self.deaths}
 
     def pin(self, cpus: tuple[int, ...]) -> bool:
         answers = [self._ask(name, 10.0, op="pin", cpus=list(cpus)) for name in self._alive()]

@@ -10,7 +10,8 @@ from leanmark.results import Interval, to_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from leanmark.doctor import Finding, Machine, Power
+    from leanmark.doctor import Finding, Machine
+    from leanmark.power import Power
 
 _MARKS = {"good": "+", "bad": "!", "unknown": "?"}
 
