@@ -39,8 +39,8 @@ SHORT, LONG = power.shape_for(5), power.shape_for(30)
 SETTINGS = [Setting(r, ms, busy) for ms, busy, r in itertools.product(MILLISECONDS, (False, True), RUNTIMES)]
 # What is recorded: the slowdown, the shape, the comparisons a part, the tolerance of its verdict.
 KINDS = {
-    "same": (0.0, SHORT, 10, 0.005),
-    "slower-3": (0.03, SHORT, 7, 0.005),
+    "same": (0.0, SHORT, 14, 0.005),
+    "slower-3": (0.03, SHORT, 14, 0.005),
     "slower-1": (0.01, LONG, 3, 0.0025),
 }
 
@@ -50,9 +50,9 @@ def schedule() -> Iterator[tuple[str, Setting]]:
     for cycle in itertools.count():
         for setting in SETTINGS:
             yield "same", setting
-        for offset in range(2):
-            yield "slower-3", SETTINGS[(2 * cycle + offset) % len(SETTINGS)]
-        yield "slower-1", SETTINGS[cycle % len(SETTINGS)]
+        yield "slower-3", SETTINGS[cycle % len(SETTINGS)]
+        for offset in range(4):
+            yield "slower-1", SETTINGS[(4 * cycle + offset) % len(SETTINGS)]
 
 
 def part_file(kind: str, setting: Setting, number: int) -> Path:
