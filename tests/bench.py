@@ -30,6 +30,7 @@ class Figure:
     unit: str
     samples: tuple[float, ...]
     target: float
+    at_least: bool = False
 
     @property
     def median(self) -> float:
@@ -124,6 +125,17 @@ def figures(count: int, cwd: Path) -> list[Figure]:
     ]
 
 
+def print_figures(found: list[Figure], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(figure) for figure in found], indent=1))
+        return
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    for figure in found:
+        spread = f"{min(figure.samples):.3g} to {max(figure.samples):.3g}"
+        line = f"{figure.name:60} {figure.median:8.3g} {figure.unit:2}  ({spread}, n={len(figure.samples)})"
+        print(f"{line}  aim: {'at least' if figure.at_least else 'at most'} {figure.target:g}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2, help="how often to repeat what a store makes quick")
@@ -131,14 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = figures(options.count, Path(folder))
-    if options.json:
-        print(json.dumps([asdict(figure) for figure in found], indent=1))
-        return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    for figure in found:
-        spread = f"{min(figure.samples):.2f} to {max(figure.samples):.2f}"
-        line = f"{figure.name:40} {figure.median:8.2f} {figure.unit:2}  ({spread}, n={len(figure.samples)})"
-        print(f"{line}  target: at most {figure.target:g}")
+    print_figures(found, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ part, with every turn of both sides (100 ns units; negative where it was disturb
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -20,7 +21,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,20 @@ import numpy as np
 
 from leanmark import power, registry, stats
 from leanmark.measure.environment import read_environment
-from leanmark.measure.paired import Launch, LaunchFacts
+from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.power import MILLISECONDS, RUNTIMES, Setting, Shape, Tally
 from leanmark.processes import kill_all
+from leanmark.results import Interval
+from usual import methods
+from usual.methods import Said
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "power"
 UNIT = 1e-7  # seconds
 RESAMPLED = 10_000
 SHORT, LONG = power.shape_for(5), power.shape_for(30)
 SETTINGS = [Setting(r, ms, busy) for ms, busy, r in itertools.product(MILLISECONDS, (False, True), RUNTIMES)]
+# Where the methods that people use now are run as well, and how often a part: the most and the least favourable.
+USUAL = {Setting("onnxruntime", 1, False): 8, Setting("torch", 10, True): 4}
 # What is recorded: the slowdown, the shape, the comparisons a part, the tolerance of its verdict.
 KINDS = {
     "same": (0.0, SHORT, 14, 0.005),
@@ -53,24 +58,29 @@ def schedule() -> Iterator[tuple[str, Setting]]:
         yield "slower-3", SETTINGS[cycle % len(SETTINGS)]
         for offset in range(4):
             yield "slower-1", SETTINGS[(4 * cycle + offset) % len(SETTINGS)]
+        yield "usual", list(USUAL)[cycle % len(USUAL)]
 
 
 def part_file(kind: str, setting: Setting, number: int) -> Path:
     return FOLDER / f"{kind}-{setting.name}-{number:03}.npz"
 
 
-def save_part(path: Path, launches: list[Launch], about: dict[str, Any]) -> None:
-    arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
-    for number, launch in enumerate(launches):
-        disturbed = np.stack([launch.disturbed(column) for column in (0, 1)], axis=1)
-        units = np.rint(launch.seconds / UNIT).astype(np.int32)
-        arrays[f"turns_{number}"] = np.where(disturbed, -units, units)
-        arrays[f"copies_{number}"] = launch.copies.astype(np.uint8)
+def save_part(path: Path, about: dict[str, Any], arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
     unfinished.rename(path)
+
+
+def parts_of(kind: str, setting: Setting) -> list[Path]:
+    """What was recorded of one kind in one setting, in order."""
+    return sorted(FOLDER.glob(f"{kind}-{setting.name}-*.npz"))
+
+
+def load_about(path: Path) -> dict[str, Any]:
+    with np.load(path) as stored:
+        return json.loads(stored["about"].tobytes())
 
 
 def load_part(path: Path) -> tuple[list[Launch], dict[str, Any]]:
@@ -100,25 +110,61 @@ def record(minutes: float) -> None:
                 continue
             if time.monotonic() > until:
                 return
-            slowdown, shape, comparisons, _ = KINDS[kind]
             begun = time.monotonic()
-            slowed = replace(setting, slowdown=slowdown)
-            launches = power.record(slowed, shape, comparisons, Path(scratch), number, lambda _: None)
-            wall = time.monotonic() - begun
-            calls = launches[0].facts.calls_a_turn
-            about = {
+            one_part = record_usual if kind == "usual" else record_duels
+            about, arrays = one_part(kind, setting, number, Path(scratch))
+            about |= {
                 "kind": kind,
-                "setting": asdict(slowed),
-                "shape": asdict(shape),
-                "calls_a_turn": calls,
-                "wall_seconds": wall,
-                "call_seconds": float(sum(launch.seconds.sum() for launch in launches)) * (calls + 1),
+                "wall_seconds": time.monotonic() - begun,
                 "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": {key: machine[key] for key in ("cpu", "cores", "kernel", "python", "versions")},
             }
-            save_part(path, launches, about)
-            found = len(list(power.comparisons(launches, shape.copies)))
-            print(f"{path.name}: {found} comparisons in {wall:.0f} s", flush=True)
+            save_part(path, about, arrays)
+            print(f"{path.name}: {about['comparisons']} comparisons in {about['wall_seconds']:.0f} s", flush=True)
+
+
+_Part = tuple[dict[str, Any], dict[str, Any]]
+
+
+def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:
+    """Duels of one setting: what they were, and every turn of them."""
+    slowdown, shape, comparisons, _ = KINDS[kind]
+    slowed = replace(setting, slowdown=slowdown)
+    launches = power.record(slowed, shape, comparisons, scratch, number, lambda _: None)
+    calls = launches[0].facts.calls_a_turn
+    about = {
+        "setting": asdict(slowed),
+        "shape": asdict(shape),
+        "calls_a_turn": calls,
+        "call_seconds": float(sum(launch.seconds.sum() for launch in launches)) * (calls + 1),
+        "comparisons": len(list(power.comparisons(launches, shape.copies))),
+    }
+    arrays: dict[str, Any] = {}
+    for index, launch in enumerate(launches):
+        disturbed = np.stack([launch.disturbed(column) for column in (0, 1)], axis=1)
+        units = np.rint(launch.seconds / UNIT).astype(np.int32)
+        arrays[f"turns_{index}"] = np.where(disturbed, -units, units)
+        arrays[f"copies_{index}"] = launch.copies.astype(np.uint8)
+    return about, arrays
+
+
+def record_usual(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:
+    """The methods that people use now: what they said, and every sample that they went by."""
+    sides = power.both_sides(setting, scratch)
+    with power.neighbour() if setting.busy else contextlib.nullcontext():
+        found = [
+            methods.compare(sides, SHORT.seconds, power.SLOWDOWN, scratch / f"{kind}-{number}-{index}")
+            for index in range(USUAL[setting])
+        ]
+    about = {
+        "setting": asdict(setting),
+        "seconds": SHORT.seconds,
+        "comparisons": len(found),
+        "said": [[asdict(said) for said in item.said] for item in found],
+    }
+    return about, {
+        f"{name}_{index}": samples for index, item in enumerate(found) for name, samples in item.samples.items()
+    }
 
 
 # --- the report ----------------------------------------------------------------------
@@ -128,58 +174,102 @@ def report() -> dict[str, Any]:
     """Everything that the recordings say, as JSON values."""
     found: dict[str, Any] = {}
     for kind, setting in itertools.product(KINDS, SETTINGS):
-        slowdown, shape, _, tolerance = KINDS[kind]
-        parts = [load_part(path) for path in sorted(FOLDER.glob(f"{kind}-{setting.name}-*.npz"))]
-        if not parts:
-            continue
-        real = [item for launches, _ in parts for item in power.comparisons(launches, shape.copies)]
-        row: dict[str, Any] = {"real": asdict(power.tally(iter(real), slowdown, tolerance))}
-        row["call_share"] = sum(a["call_seconds"] for _, a in parts) / sum(a["wall_seconds"] for _, a in parts)
-        row["milliseconds"] = 1e3 * float(np.median(np.concatenate([x.seconds[:, 0] for ls, _ in parts for x in ls])))
-        if kind == "same":
-            units = [pairs for item in real for pairs in item]
-            row["units"] = len(units)
-            if len(units) >= 2 * SHORT.launches:
-                drawn = partial(power.resample, units, SHORT.launches, RESAMPLED)
-                row["resampled"] = asdict(power.tally(drawn(1), 0.0, 0.005))
-                shift = math.log1p(0.03)
-                row["resampled, 3 % slower"] = asdict(power.tally(drawn(2), 0.03, 0.005, shift))
-                longer = _lengthened(units, LONG, SHORT)
-                row["resampled, 1 % slower"] = asdict(
-                    power.tally(
-                        power.resample(longer, LONG.launches, RESAMPLED // 5, 2), 0.01, 0.0025, math.log1p(0.01)
-                    )
-                )
-        found[f"{kind} {setting.name}"] = row
+        parts = [load_part(path) for path in parts_of(kind, setting)]
+        if parts:
+            found[f"{kind} {setting.name}"] = report_duels(kind, parts)
+    for setting in USUAL:
+        comparisons = [item for path in parts_of("usual", setting) for item in load_about(path)["said"]]
+        by_method = zip(*comparisons, strict=True)
+        rows = {said[0]["method"]: report_usual([Said(**item) for item in said]) for said in by_method}
+        if rows:
+            found[f"usual {setting.name}"] = rows
     return found
 
 
-def _lengthened(units: list[Any], wanted: Shape, had: Shape) -> list[Any]:
-    """Launches with more copies, put together from those of neighbouring comparisons."""
-    several = wanted.copies // had.copies
-    return [np.concatenate(units[start :: len(units) // several][:several]) for start in range(len(units) // several)]
+def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) -> dict[str, Any]:
+    """Of one setting: real comparisons, and those drawn from its launches."""
+    slowdown, shape, _, tolerance = KINDS[kind]
+
+    def cut(to: Shape) -> list[list[Any]]:
+        return [item for launches, _ in parts for item in power.comparisons(launches, to.copies)]
+
+    def drawn(to: Shape, count: int, slower: float, beyond: float) -> dict[str, Any]:
+        recorded = [
+            units for launches, _ in parts for units in zip(*power.comparisons(launches, to.copies), strict=True)
+        ]
+        samples = power.resample(recorded, to.launches, count, seed=round(1000 * slower))
+        return asdict(power.tally(samples, slower, beyond, math.log1p(slower)))
+
+    real = cut(shape)
+    row: dict[str, Any] = {
+        "call_share": sum(a["call_seconds"] for _, a in parts) / sum(a["wall_seconds"] for _, a in parts),
+        "milliseconds": 1e3 * float(np.median(np.concatenate([x.seconds[:, 0] for ls, _ in parts for x in ls]))),
+        "launches": sum(len(launches) for launches, _ in parts),
+        "real": asdict(power.tally(iter(real), slowdown, tolerance)),
+    }
+    if kind == "same":
+        shift = math.log1p(power.SLOWDOWN)
+        row["real, made 3 % slower"] = asdict(power.tally(iter(real), power.SLOWDOWN, tolerance, shift))
+        if row["launches"] > SHORT.launches:
+            row["drawn"] = drawn(SHORT, RESAMPLED, 0.0, tolerance)
+            row["drawn, 3 % slower"] = drawn(SHORT, RESAMPLED, 0.03, tolerance)
+            row["drawn, 1 % slower"] = drawn(LONG, RESAMPLED // 5, 0.01, KINDS["slower-1"][3])
+    return row
+
+
+def report_usual(said: list[Said]) -> dict[str, Any]:
+    """Of one method of others on one setting."""
+    logs = [math.log(item.ratio) for item in said]
+    return {
+        "count": len(said),
+        "false_alarms": sum(item.regressed for item in said),
+        "detections": sum(item.slower_regressed for item in said),
+        "spread": math.sqrt(sum(value**2 for value in logs) / len(logs)),
+        "wall_seconds": float(np.median([item.seconds for item in said])),
+    }
 
 
 def print_report(found: dict[str, Any]) -> None:
     for name, row in found.items():
-        print(f"{name}: {row['milliseconds']:.2f} ms a call, {row['call_share']:.0%} of the wall time in turns")
+        if name.startswith("usual"):
+            for method, values in row.items():
+                alarms, hits = (stats.wilson(values[key], values["count"]) for key in ("false_alarms", "detections"))
+                print(
+                    f"{name}: {method}: n {values['count']}; false alarms {percent(alarms)}; 3 % slower seen "
+                    f"{percent(hits)}; ratio off by {values['spread']:.1%}; {values['wall_seconds']:.0f} s"
+                )
+            continue
+        print(
+            f"{name}: {row['milliseconds']:.2f} ms a call, {row['launches']} launches, "
+            f"{row['call_share']:.0%} of the wall time in turns"
+        )
         for what, values in row.items():
             if isinstance(values, dict):
-                tally = Tally(**values)
-                alarms, hits, cover = (tally.share(n) for n in (tally.false_alarms, tally.detections, tally.covered))
-                print(
-                    f"  {what}: n {tally.count}; false alarms {tally.false_alarms} (at most {alarms.high:.2%}); "
-                    f"detected {hits.value:.1%} [{hits.low:.1%}, {hits.high:.1%}]; covered {cover.value:.1%} "
-                    f"[{cover.low:.1%}, {cover.high:.1%}]; standard error {tally.mean_error:.3%}"
-                )
+                print_tally(f"  {what}", Tally(**values))
     for kind in KINDS:
-        rows = [Tally(**row["real"]) for name, row in found.items() if name.startswith(f"{kind} ")]
-        if rows:
-            count = sum(row.count for row in rows)
-            for what in ("false_alarms", "detections", "covered"):
-                total = sum(getattr(row, what) for row in rows)
-                share = stats.wilson(total, count)
-                print(f"{kind}, all settings: {what} {total} of {count} [{share.low:.2%}, {share.high:.2%}]")
+        print_total(
+            f"{kind}, all settings, real", [row["real"] for name, row in found.items() if name.startswith(kind)]
+        )
+    print_total("all real comparisons", [row["real"] for row in found.values() if "real" in row])
+
+
+def print_total(what: str, tallies: list[dict[str, Any]]) -> None:
+    if tallies:
+        rows = [Tally(**values) for values in tallies]
+        added = [sum(getattr(row, key) for row in rows) for key in ("count", "false_alarms", "detections", "covered")]
+        print_tally(what, Tally(*added, math.sqrt(sum(row.count * row.mean_error**2 for row in rows) / added[0])))
+
+
+def print_tally(what: str, tally: Tally) -> None:
+    alarms, hits, cover = (tally.share(count) for count in (tally.false_alarms, tally.detections, tally.covered))
+    print(
+        f"{what}: n {tally.count}; false alarms {tally.false_alarms} (at most {alarms.high:.2%}); seen "
+        f"{percent(hits)}; covered {percent(cover)}; standard error {tally.mean_error:.3%}"
+    )
+
+
+def percent(share: Interval) -> str:
+    return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
 
 
 def main() -> None:

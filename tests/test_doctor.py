@@ -138,7 +138,7 @@ def test_a_tally_knows_alarms_detections_and_coverage():
 
 
 def test_comparisons_share_no_turn_and_are_resampled_without_repetition():
-    drawn = list(power.resample([np.full(3, number / 1000) for number in range(20)], 12, 50, 0))
+    drawn = list(power.resample([[np.full(3, number / 1000)] * 2 for number in range(20)], 12, 50, 0))
     assert all(len({abs(float(item[0])) for item in one}) == 12 for one in drawn)
     assert power.shape_for(5).seconds <= 5
     assert power.shape_for(30).seconds <= 30

@@ -13,7 +13,7 @@ PACKAGE = Path(leanmark.__file__).parent
 
 # A module may import modules of its own layer or of lower ones.
 LAYERS = [
-    {"errors", "progress", "host", "arrays", "modules"},
+    {"errors", "progress", "host", "arrays", "modules", "jsonable"},
     {"results", "stats"},
     {"codecs", "structure", "channel"},
     {"stages"},

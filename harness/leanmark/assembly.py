@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from leanmark import registry, stats
 from leanmark.declare.plan import Plan
-from leanmark.measure import paired
-from leanmark.measure.paired import Launch
+from leanmark.measure.launches import Launch, compare, timing
 from leanmark.prepare.recipe import Prepared
 from leanmark.results import Cell, ColdStart, Energy, Interval, OnDevice, Quality, Result, Role, Status
 
@@ -68,7 +67,7 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         energy=inspected.energy,
         on_device=inspected.on_device,
         evidence=first.final.evidence,
-        timing=paired.timing(launches, cell.id),
+        timing=timing(launches, cell.id),
     )
     result = _with_ratios(result, block, launches)
     status, reason = _status(result, block, findings)
@@ -100,7 +99,7 @@ def _break_even(
     result: Result, launches: Sequence[Launch], reference: Cell, ratio: stats.LogRatio | None
 ) -> Interval | None:
     """Calls after which preparing a variant has paid off, against the reference on the same runtime."""
-    before = paired.timing(launches, reference.id)
+    before = timing(launches, reference.id)
     if result.cell.role is not Role.VARIANT or result.cost is None or ratio is None or before is None:
         return None
     return stats.break_even(result.cost.seconds, before.median, ratio.interval())
@@ -111,7 +110,7 @@ def _compare(launches: Sequence[Launch], side: str, reference: str) -> stats.Log
     if side == reference:
         return None
     try:
-        return paired.compare(launches, side, reference)
+        return compare(launches, side, reference)
     except ValueError:
         return None
 

@@ -214,9 +214,9 @@ def duel(
 ) -> None:
     """Compare the latency of two ONNX models, paired; no suite needed."""
     from leanmark.duel import fight
+    from leanmark.jsonable import to_json
     from leanmark.publish.console import make_console, running
     from leanmark.publish.listing import print_duel
-    from leanmark.results import to_json
 
     console = make_console(stderr=as_json)
     with running(console) as advance:

@@ -11,10 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from leanmark.host import available_cpus, pin
+from leanmark.jsonable import Json
 from leanmark.measure import energy, environment
 from leanmark.measure.device import read_devices
 from leanmark.measure.sides import CAN_FORK
-from leanmark.results import Device, Json
+from leanmark.results import Device
 
 _SAMPLE_SECONDS = 1.0
 _BUSY_PROCESS = 0.1  # of a processor

@@ -14,7 +14,7 @@ from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError
 from leanmark.host import available_cpus
 from leanmark.measure import paired
-from leanmark.measure.paired import Launch
+from leanmark.measure.launches import Launch, compare, timing
 from leanmark.measure.sides import Side
 from leanmark.processes import kill_all
 from leanmark.progress import Advance
@@ -84,8 +84,8 @@ def fight(
                     done.append(launch)
         finally:
             kill_all()
-    ratio = paired.compare(done, "first", "second")
-    one, two = paired.timing(done, "first"), paired.timing(done, "second")
+    ratio = compare(done, "first", "second")
+    one, two = timing(done, "first"), timing(done, "second")
     assert one is not None
     assert two is not None
     pinned = all(launch.facts.pinned for launch in done)

@@ -20,15 +20,16 @@ from leanmark import assembly
 from leanmark.assembly import Findings, Inspected
 from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus
+from leanmark.jsonable import from_json, to_json
 from leanmark.judge import store as runs
 from leanmark.measure import paired, quality
-from leanmark.measure.paired import Launch, LaunchFacts
+from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.measure.sides import Side, SideError
 from leanmark.planned import Planned
 from leanmark.prepare.recipe import Prepared
 from leanmark.processes import child_threads
 from leanmark.progress import Meter
-from leanmark.results import Cell, Interval, Role, Status, from_json, short_id, to_json
+from leanmark.results import Cell, Interval, Role, Status, short_id
 
 # What the processes of one cell showed, by the index of their seed.
 _Shown = dict[int, quality.Inspection | SideError]

@@ -24,7 +24,8 @@ from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus
 from leanmark.measure import paired
-from leanmark.measure.paired import COPY_SECONDS, Launch
+from leanmark.measure.launches import Launch
+from leanmark.measure.paired import COPY_SECONDS
 from leanmark.measure.sides import Side
 from leanmark.processes import Fresh, kill_all
 from leanmark.progress import Advance
@@ -35,7 +36,9 @@ from leanmark.workloads import split_store
 SIDE = 28  # pixels
 # Channels and depth of a plain convolutional network whose call takes about so many
 # milliseconds with one thread on a server core; the real time is in the recording.
-_SIZES = {
+_SIZES: dict[tuple[str, float], tuple[int, int]] = {
+    ("onnxruntime", 0.1): (8, 3),
+    ("torch", 0.1): (4, 1),
     ("onnxruntime", 1): (16, 15),
     ("onnxruntime", 10): (48, 22),
     ("torch", 1): (16, 4),
@@ -53,14 +56,14 @@ class Setting:
     """What is compared, and in whose company."""
 
     runtime: str
-    milliseconds: int
+    milliseconds: float
     busy: bool
     slowdown: float = 0.0
 
     @property
     def name(self) -> str:
         company = "busy" if self.busy else "quiet"
-        return f"{self.runtime}-{self.milliseconds}ms-{company}-{1 + self.slowdown:g}x"
+        return f"{self.runtime}-{self.milliseconds:g}ms-{company}-{1 + self.slowdown:g}x"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def record(
     setting: Setting, shape: Shape, comparisons: int, folder: Path, seed: int, progress: Callable[[float], None]
 ) -> list[Launch]:
     """Launches that hold so many comparisons of a shape. Raises InvalidInput if a side does not run."""
-    sides = _sides(setting, folder)
+    sides = both_sides(setting, folder)
     with neighbour() if setting.busy else contextlib.nullcontext():
         measured = paired.measure(
             sides,
@@ -129,13 +132,17 @@ def unit(launch: Launch, number: int, copies: int) -> Array:
     return pairs
 
 
-def resample(units: Sequence[Array], launches: int, count: int, seed: int) -> Iterator[list[Array]]:
-    """Comparisons drawn from recorded launches, without repetition in one, either side first at random."""
+def resample(recorded: Sequence[Sequence[Array]], launches: int, count: int, seed: int) -> Iterator[list[Array]]:
+    """Comparisons drawn from recorded launches, each with the pairs of every comparison that it took part in.
+
+    No launch twice in a comparison; which of its parts, and which side comes first, at random.
+    """
     random = np.random.default_rng(seed)
     for _ in range(count):
-        chosen = random.choice(len(units), launches, replace=False)
+        chosen = random.choice(len(recorded), launches, replace=False)
         signs = random.choice([-1.0, 1.0], launches)
-        yield [sign * units[index] for sign, index in zip(signs, chosen, strict=True)]
+        parts = [recorded[index][random.integers(len(recorded[index]))] for index in chosen]
+        yield [sign * part for sign, part in zip(signs, parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -257,9 +264,8 @@ def measure_power(total_seconds: float, budget_seconds: float, advance: Advance)
 
 
 def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
-    units = [pairs for item in same for pairs in item]
     a, b = tally(iter(same), 0.0, TOLERANCE), tally(iter(slower), SLOWDOWN, TOLERANCE)
-    resampled = tally(resample(units, launches, _RESAMPLED, 0), 0.0, TOLERANCE)
+    resampled = tally(resample(list(zip(*same, strict=True)), launches, _RESAMPLED, 0), 0.0, TOLERANCE)
     effect = stats.LogRatio(0.0, a.mean_error, launches).minimum_detectable_effect(stats.VERDICT_LEVEL)
     return Sight(setting, a, b, resampled, a.share(a.false_alarms), b.share(b.detections), effect)
 
@@ -267,7 +273,7 @@ def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]],
 # --- the two sides -----------------------------------------------------------------------
 
 
-def _sides(setting: Setting, folder: Path) -> list[Side]:
+def both_sides(setting: Setting, folder: Path) -> tuple[Side, Side]:
     """The network and its double, slowed down if asked, as artifacts in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = folder / "splits"
@@ -283,7 +289,7 @@ def _sides(setting: Setting, folder: Path) -> list[Side]:
             root.mkdir(exist_ok=True)
             save(_network(setting.runtime, channels, depth, Delivery(slowdown=slowdown)), root)
         found.append(Side(name, root, target, splits))
-    return found
+    return found[0], found[1]
 
 
 def _network(runtime: str, channels: int, depth: int, delivery: Delivery) -> TorchModel | Program:

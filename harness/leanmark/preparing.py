@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from leanmark.declare.plan import trial_seconds
 from leanmark.errors import StorageFull
+from leanmark.jsonable import from_json, to_json
 from leanmark.judge.store import Journal
 from leanmark.planned import Planned, TrialName
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, run_jobs
 from leanmark.progress import Meter
-from leanmark.results import from_json, short_id, to_json
+from leanmark.results import short_id
 
 
 def prepare_all(planned: Planned, journal: Journal, meter: Meter) -> dict[str, tuple[Prepared, ...]]:

@@ -1,4 +1,4 @@
-"""The vocabulary of a run as frozen dataclasses, and its stored JSON.
+"""The vocabulary of a run as frozen dataclasses.
 
 A stored run is one JSON document that is also a valid pytest-benchmark document.
 Everything that is leanmark's own stands under ``extra_info.leanmark`` of each
@@ -13,31 +13,21 @@ Format history
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
-from leanmark.errors import InvalidInput
+from leanmark.jsonable import Json
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pydantic import TypeAdapter
 
 SCHEMA_VERSION = 1
-T = TypeVar("T")
 FRAME_COLUMNS = [
     *["run", "suite", "cell", "workload", "recipe", "target", "role", "status"],
     *["metric", "value", "low", "high", "n", "unit"],
 ]
-
-# JSON values: facts, parameters and environments are open sets of these. (Not a
-# recursive type: pyright and pydantic each read those differently.)
-Json: TypeAlias = Any
 
 
 class Status(StrEnum):
@@ -377,52 +367,3 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
     if result.energy is not None:
         add("energy", "joules/call", result.energy.joules)
     return rows
-
-
-# --- JSON ------------------------------------------------------------------------
-
-
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
-def to_json(value: object) -> Json:
-    """A dataclass as JSON values; a number that is not finite becomes null."""
-    return _finite(_adapter(type(value)).dump_python(value, mode="json"))
-
-
-def _finite(value: Json) -> Json:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value
-
-
-def from_json(kind: type[T], value: Json, source: Path | None = None) -> T:
-    """The dataclass `kind` from JSON values that nobody has checked yet.
-
-    Raises InvalidInput, naming `source`, where they do not fit.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(kind).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(
-            f"not a valid {kind.__name__.lower()}: {place}: {first['msg']}",
-            where=source,
-            do="It was written by another program or edited by hand; run the suite again.",
-        ) from None
-
-
-def canonical_json(value: Json) -> str:
-    """One text a value: sorted keys, no spaces, no NaN. Used for keys and hashes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)

@@ -19,15 +19,16 @@ from leanmark import assembly, modules
 from leanmark.assembly import Findings
 from leanmark.declare.plan import Plan
 from leanmark.errors import InvalidInput, StorageFull
+from leanmark.jsonable import canonical_json, to_json
 from leanmark.judge import store as runs
 from leanmark.measure import environment
-from leanmark.measure.paired import turn_seconds
+from leanmark.measure.launches import turn_seconds
 from leanmark.measuring import measure_all
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.preparing import prepare_all
 from leanmark.processes import kill_all
 from leanmark.progress import Advance, Meter
-from leanmark.results import Run, canonical_json, to_json
+from leanmark.results import Run
 
 
 class RunStopped(Exception):

@@ -22,7 +22,7 @@ from leanmark import codecs
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, PreparationError
-from leanmark.results import canonical_json
+from leanmark.jsonable import canonical_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -100,24 +100,24 @@ def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
     pairs = np.concatenate(launches)
     starts = np.cumsum(sizes) - sizes
     medians = _medians(pairs, sizes)
-    middle = float(np.median(pairs))
-    scale = _MAD_TO_SD * float(np.median(np.abs(pairs - middle)))
+    weights = np.repeat(1 / (sizes * count), sizes)
+    middle = _median(pairs)
+    scale = _MAD_TO_SD * _median(np.abs(pairs - middle))
     own = _MEDIAN_EFFICIENCY * _MAD_TO_SD * _medians(np.abs(pairs - np.repeat(medians, sizes)), sizes)
-    between = float(np.var(medians, ddof=1) - np.mean(own**2 / np.maximum(sizes / _PAIRS_A_ROUND, 1)))
+    between = _variance(medians) - float((own**2 / np.maximum(sizes / _PAIRS_A_ROUND, 1)).sum()) / count
     corner = max(_CORNER_LAUNCHES * math.sqrt(max(between, 0.0)), _CORNER_TURNS * scale, 1e-12)
 
     def pulls(at: float) -> Array:
-        """How far each launch pulls upwards, from -1 to 1."""
-        return np.add.reduceat(np.clip((pairs - at) / corner, -1.0, 1.0), starts) / sizes
+        """How far each pair pulls upwards, from -1 to 1."""
+        return np.minimum(np.maximum((pairs - at) / corner, -1.0), 1.0)
 
     def density(at: float, reach: float) -> float:
-        near = (np.abs(pairs - at) < reach).astype(np.float64)
-        return float(np.mean(np.add.reduceat(near, starts) / sizes)) / reach
+        return float(weights[np.abs(pairs - at) < reach].sum()) / reach
 
     # Where the pulls cancel out: Newton's method, kept within what is known.
     low, high = float(pairs.min()), float(pairs.max())
     for _ in range(100):
-        pull, slope = float(np.mean(pulls(middle))), density(middle, corner)
+        pull, slope = float(pulls(middle) @ weights), density(middle, corner)
         if slope == 0 and abs(pull) < _BALANCED:  # anywhere between two pairs, so in their middle
             below, above = pairs[pairs < middle], pairs[pairs > middle]
             middle = (float(below.max()) + float(above.min())) / 2
@@ -130,7 +130,8 @@ def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
     reach = max(corner, _SLOPE_TURNS * scale)
     while (slope := density(middle, reach)) == 0:
         reach *= 2
-    return LogRatio(middle, float(np.std(pulls(middle), ddof=1)) / math.sqrt(count) / slope, count)
+    by_launch = np.add.reduceat(pulls(middle), starts) / sizes
+    return LogRatio(middle, math.sqrt(_variance(by_launch) / count) / slope, count)
 
 
 def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Verdict:
@@ -148,13 +149,29 @@ def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Ve
     return Verdict.UNCHANGED if interval.low >= 1 / limit and interval.high <= limit else Verdict.INCONCLUSIVE
 
 
+def _variance(values: Array) -> float:
+    around = values - values.sum() / values.size
+    return float(around @ around) / (values.size - 1)
+
+
+def _median(values: Array) -> float:
+    middle = ((values.size - 1) // 2, values.size // 2)
+    low, high = np.partition(values, middle)[list(middle)]
+    return float(low + high) / 2
+
+
 def _medians(values: Array, sizes: Array) -> Array:
     """The median of each stretch of `values`, so many long."""
-    rows = np.full((len(sizes), int(sizes.max())), np.inf)
-    rows[np.arange(rows.shape[1]) < sizes[:, None]] = values
-    rows.sort(axis=1)
+    longest = int(sizes.max())
+    if values.size == longest * len(sizes):
+        rows = values.reshape(len(sizes), longest)
+    else:
+        rows = np.full((len(sizes), longest), np.inf)
+        rows[np.arange(longest) < sizes[:, None]] = values
+    low, high = (sizes - 1) // 2, sizes // 2
+    rows = np.partition(rows, tuple({*low.tolist(), *high.tolist()}), axis=1)
     where = np.arange(len(rows))
-    return (rows[where, (sizes - 1) // 2] + rows[where, sizes // 2]) / 2
+    return (rows[where, low] + rows[where, high]) / 2
 
 
 def student(probability: float, freedom: int) -> float:

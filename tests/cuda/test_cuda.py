@@ -9,7 +9,8 @@ import torch
 from leanmark import registry
 from leanmark.host import available_cpus
 from leanmark.measure import quality
-from leanmark.measure.paired import compare, measure
+from leanmark.measure.launches import compare
+from leanmark.measure.paired import measure
 from leanmark.measure.sides import Side
 from leanmark.networks.plain import build_plain_cnn
 from leanmark.results import Target

@@ -9,7 +9,8 @@ import pytest
 from leanmark import registry
 from leanmark.host import available_cpus
 from leanmark.measure import paired
-from leanmark.measure.paired import Launch, measure
+from leanmark.measure.launches import Launch
+from leanmark.measure.paired import measure
 from leanmark.measure.sides import Side
 from leanmark.results import Status, Target
 from leanmark.stages import Split, TorchModel, save

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from leanmark.jsonable import from_json, to_json
 from leanmark.measure import device, energy, quality
 from leanmark.measure.sides import Side, Worker
-from leanmark.results import Device, Target, from_json, to_json
+from leanmark.results import Device, Target
 
 
 class Fault(Exception):

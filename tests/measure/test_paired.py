@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from leanmark.host import available_cpus
-from leanmark.measure.paired import Launch, LaunchFacts, calls_a_turn, compare, measure, timing
+from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
+from leanmark.measure.paired import calls_a_turn, measure
 from leanmark.measure.sides import Side, SideError, Worker
 from leanmark.results import Status, Target
 from leanmark.stages import Delivery, Program, Split, save

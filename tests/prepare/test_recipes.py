@@ -6,11 +6,12 @@ import pytest
 
 from leanmark import registry
 from leanmark.declare.suite import load
+from leanmark.jsonable import from_json
 from leanmark.planned import builtin_suites
 from leanmark.prepare.artifacts import Store, make_keys
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, run_jobs
-from leanmark.results import Status, StepSpec, from_json
+from leanmark.results import Status, StepSpec
 from leanmark.stages import Program
 
 LOWERING = (StepSpec("export.onnx", {"opset": 20}),)

@@ -22,7 +22,8 @@ from leanmark import __version__
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError, Position, StorageFull, did_you_mean
-from leanmark.results import SCHEMA_VERSION, Result, Run, from_json, to_json
+from leanmark.jsonable import from_json, to_json
+from leanmark.results import SCHEMA_VERSION, Result, Run
 
 DOCUMENT = "run.json"
 JOURNAL = "journal.jsonl"

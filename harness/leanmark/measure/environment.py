@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmark import __version__
-from leanmark.results import canonical_json
+from leanmark.jsonable import canonical_json
 
 _LIBRARIES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy", "scipy", "leanmark")
 # Instruction sets that decide which kernels a runtime picks.

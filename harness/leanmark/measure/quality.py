@@ -12,8 +12,9 @@ from typing import Any
 from leanmark import stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
+from leanmark.jsonable import from_json
 from leanmark.measure.sides import Side, Worker
-from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality, from_json
+from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality
 
 ANSWER_TIMEOUT_SECONDS = 600.0
 # Counters move about once a millisecond, so a stretch is many of those long.

@@ -13,8 +13,9 @@ from typing import Any
 from leanmark import registry
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
 from leanmark.host import available_memory, pin
+from leanmark.jsonable import from_json
 from leanmark.processes import Base, Child, Copy, Death, Fresh
-from leanmark.results import ColdStart, Status, Target, from_json
+from leanmark.results import ColdStart, Status, Target
 
 CAN_FORK = sys.platform == "linux"
 _MODULE = "leanmark.measure.worker"

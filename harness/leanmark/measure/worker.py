@@ -107,8 +107,8 @@ class Side:
 
     def on_device(self, message: Message) -> tuple[Message, dict[str, Array]]:
         """Times between CUDA events around calls, the peak of device memory, and the device as its driver sees it."""
+        from leanmark.jsonable import to_json
         from leanmark.measure.device import read_devices
-        from leanmark.results import to_json
 
         inputs = itertools.cycle(self.inputs)
         seconds = [self.session.event_seconds(next(inputs)) for _ in range(message["calls"])]

@@ -31,9 +31,10 @@ from typing import Any
 
 from leanmark import registry
 from leanmark.errors import InvalidInput, StorageFull
+from leanmark.jsonable import canonical_json, from_json
 from leanmark.prepare.sources import source_hash
 from leanmark.registry import Workload
-from leanmark.results import StepSpec, canonical_json, from_json
+from leanmark.results import StepSpec
 from leanmark.stages import Artifact
 
 STORE_FORMAT = 1

@@ -11,10 +11,11 @@ from typing import Any
 from leanmark import modules, registry
 from leanmark.channel import Channel, ChannelClosed, end_with_parent, inherited
 from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
+from leanmark.jsonable import to_json
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.recipe import Prepared, Trial, prepare
 from leanmark.registry import Workload
-from leanmark.results import Status, StepSpec, to_json
+from leanmark.results import Status, StepSpec
 
 
 def main(descriptor: int, *paths: str) -> None:

@@ -17,10 +17,11 @@ from leanmark import counting, registry
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.host import peak_rss_bytes
+from leanmark.jsonable import from_json, to_json
 from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
 from leanmark.prepare.base import make_base
 from leanmark.registry import Workload
-from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec, from_json, to_json
+from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
 from leanmark.workloads import split_store, splits
 

@@ -17,7 +17,7 @@ import platformdirs
 
 from leanmark import modules
 from leanmark.errors import InvalidInput, Position
-from leanmark.results import canonical_json
+from leanmark.jsonable import canonical_json
 
 _MEMORY_FORMAT = 1
 

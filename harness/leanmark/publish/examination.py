@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from leanmark.results import Interval, to_json
+from leanmark.jsonable import to_json
+from leanmark.results import Interval
 
 if TYPE_CHECKING:
     from rich.console import Console

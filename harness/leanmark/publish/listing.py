@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from leanmark.jsonable import to_json
 from leanmark.publish.numbers import seconds, visible
-from leanmark.results import Cell, to_json
+from leanmark.results import Cell
 
 if TYPE_CHECKING:
     from rich.console import Console

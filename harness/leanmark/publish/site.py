@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 from markupsafe import Markup
 
 from leanmark.errors import InvalidInput
+from leanmark.jsonable import Json
 from leanmark.publish import leaderboard, numbers, plot
 from leanmark.publish.leaderboard import Row
 from leanmark.publish.numbers import visible
-from leanmark.results import Interval, Json, Run, StepSpec
+from leanmark.results import Interval, Run, StepSpec
 
 if TYPE_CHECKING:
     from jinja2 import Environment

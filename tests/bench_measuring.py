@@ -1,0 +1,156 @@
+"""What measuring costs, and whether one side alone is right: `tox run -e bench`.
+
+One thread, sides pinned together. Prints a line a figure, with its aim; nothing fails.
+"""
+
+import argparse
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bench import Figure, print_figures
+from leanmark import power, registry, stats
+from leanmark.host import available_cpus, pin
+from leanmark.measure import paired
+from leanmark.measure.launches import Launch
+from leanmark.measure.sides import Side, Worker
+from leanmark.measure.worker import Side as OwnSide
+from leanmark.processes import kill_all, thread_environment
+
+SIZES = [(runtime, ms) for ms in (0.1, 1, 10) for runtime in power.RUNTIMES]
+STRETCH_SECONDS = 0.05
+
+
+def one_side(runtime: str, milliseconds: float, folder: Path, stretches: int) -> Figure:
+    """The median of a side's calls, taking turns with another, over that of a bare loop in the same process.
+
+    The two change every 50 ms, so that neither gets another machine than the other.
+    """
+    own, other = power.both_sides(power.Setting(runtime, milliseconds, busy=False), folder)
+    rival = Worker(other)
+    try:
+        rival.open()
+        cpu = available_cpus()[-1]
+        side = OwnSide({**own.opening(), "fresh": False})
+        inputs = itertools.cycle(side.inputs)
+        ratios: list[float] = []
+        guess = _median(_bare(side, inputs, STRETCH_SECONDS))
+        calls = paired.calls_a_turn(guess)
+        rival.ask(10.0, op="pin", cpus=[cpu])
+        pin([cpu])
+        for _ in range(stretches):
+            turns: list[np.ndarray] = []
+            until = time.perf_counter() + 2 * STRETCH_SECONDS
+            while time.perf_counter() < until or not turns:
+                rival.ask(60.0, op="turn", calls=calls, start=0)
+                turns.append(side.turn({"calls": calls, "start": 0})[1]["calls_ns"])
+            bare = _bare(side, inputs, STRETCH_SECONDS)
+            ratios.append(_median(np.concatenate(turns)) / _median(bare))
+        name = f"one side over a bare loop, {runtime}, {1e3 * guess:.2f} ms"
+        return Figure(name, "x", tuple(ratios), 1.03)
+    finally:
+        pin(available_cpus())
+        rival.close()
+
+
+def _bare(side: OwnSide, inputs: Iterator[object], seconds: float) -> np.ndarray:
+    clock, call = time.perf_counter_ns, side.session.call
+    stamps = [clock()]
+    while stamps[-1] < stamps[0] + seconds * 1e9:
+        call(next(inputs))
+        stamps.append(clock())
+    return np.diff(stamps)
+
+
+def _median(nanoseconds: np.ndarray) -> float:
+    return float(np.median(nanoseconds)) * 1e-9
+
+
+def a_block(runtime: str, milliseconds: float, cells: int, folder: Path, count: int) -> list[Figure]:
+    """Of the wall time of a block, the share of its calls; of a core, the share that the parent takes."""
+    reference, other = power.both_sides(power.Setting(runtime, milliseconds, busy=False), folder)
+    sides = [reference, *(replace(other, name=f"variant {number}") for number in range(cells - 1))]
+    shares: list[float] = []
+    parents: list[float] = []
+    for seed in range(count):
+        begun, cpu = time.perf_counter(), time.process_time()
+        launches = list(paired.measure(sides, launches=8, seconds=0.8, cpus=available_cpus(), seed=seed))
+        wall = time.perf_counter() - begun
+        shares.append(sum(map(_call_seconds, launches)) / wall)
+        parents.append((time.process_time() - cpu) / wall)
+    what = f"{cells} cells, {runtime}, {milliseconds} ms"
+    aim = 0.35 if runtime == "torch" else 0.6
+    return [
+        Figure(f"share of a block in calls, {what}", "", tuple(shares), aim, at_least=True),
+        Figure(f"of a core, the parent takes, {what}", "", tuple(parents), 0.02),
+    ]
+
+
+def _call_seconds(launch: Launch) -> float:
+    calls = launch.facts.calls_a_turn
+    return float(launch.seconds.sum()) * (calls + 1)
+
+
+def waiting(folder: Path, count: int) -> Figure:
+    """Of a core, what the parent takes while a turn of two seconds is played."""
+    side: Side = power.both_sides(power.Setting("onnxruntime", 1, busy=False), folder)[0]
+    worker = Worker(side)
+    try:
+        worker.open()
+        shares: list[float] = []
+        for _ in range(count):
+            begun, cpu = time.perf_counter(), time.process_time()
+            worker.ask(60.0, op="turn", calls=2000, start=0)
+            shares.append((time.process_time() - cpu) / (time.perf_counter() - begun))
+    finally:
+        worker.close()
+    return Figure("of a core, the parent takes, while it waits", "", tuple(shares), 0.02)
+
+
+def judging(cells: int) -> Figure:
+    """Seconds for estimate, interval and verdict of 10,000 cells of 1,000 turns a side, in 10 launches."""
+    random = np.random.default_rng(0)
+    speeds = 1e-3 * np.exp(random.choice([0.0, 0.15], (50, 10, 100, 2)) + random.normal(0, 0.03, (50, 10, 100, 2)))
+    copies = np.repeat(np.arange(10), 10)
+    begun = time.perf_counter()
+    for number in range(cells):
+        launches = speeds[number % len(speeds)]
+        pairs = [stats.close_pairs(launch[:, 1], launch[:, 0], copies) for launch in launches]
+        ratio = stats.paired_log_ratio(pairs)
+        ratio.interval()
+        stats.judge(ratio, 0.005)
+    return Figure("judging 10,000 cells of 1,000 turns", "s", ((time.perf_counter() - begun) * 10_000 / cells,), 10)
+
+
+def figures(count: int, folder: Path) -> Iterator[Figure]:
+    yield judging(10_000)
+    yield waiting(folder, count)
+    for runtime in power.RUNTIMES:
+        yield from a_block(runtime, 1, 8, folder, count)
+    for runtime, milliseconds in SIZES:
+        yield one_side(runtime, milliseconds, folder, 20 * count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=3, help="how often to repeat each")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    registry.load_builtins()
+    os.environ.update(thread_environment(1))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = list(figures(options.count, Path(folder)))
+    finally:
+        kill_all()
+    print_figures(found, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
