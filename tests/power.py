@@ -18,7 +18,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from leanmark.measure.environment import read_environment
 from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.power import MILLISECONDS, RUNTIMES, Setting, Shape, Tally
 from leanmark.processes import kill_all
-from leanmark.results import Interval
+from leanmark.results import Interval, Verdict
 from usual import methods
 from usual.methods import Said
 
@@ -39,13 +39,16 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "power"
 UNIT = 1e-7  # seconds
 RESAMPLED = 10_000
 SHORT, LONG = power.shape_for(5), power.shape_for(30)
+SLOWDOWNS = (0.03, 0.1)
 SETTINGS = [Setting(r, ms, busy) for ms, busy, r in itertools.product(MILLISECONDS, (False, True), RUNTIMES)]
-# Where the methods that people use now are run as well, and how often a part: the most and the least favourable.
-USUAL = {Setting("onnxruntime", 1, False): 8, Setting("torch", 10, True): 4}
+# Where the methods that people use now are run as well, and how often a part. (On torch one
+# comparison of pyperf's takes two minutes: it starts forty processes.)
+USUAL = {Setting("onnxruntime", 1, False): 6, Setting("onnxruntime", 10, True): 6}
 # What is recorded: the slowdown, the shape, the comparisons a part, the tolerance of its verdict.
 KINDS = {
     "same": (0.0, SHORT, 14, 0.005),
     "slower-3": (0.03, SHORT, 14, 0.005),
+    "twice": (1.0, SHORT, 14, 0.005),
     "slower-1": (0.01, LONG, 3, 0.0025),
 }
 
@@ -55,6 +58,8 @@ def schedule() -> Iterator[tuple[str, Setting]]:
     for cycle in itertools.count():
         for setting in SETTINGS:
             yield "same", setting
+        if cycle == 0:  # sides of unlike length, where much is disturbed
+            yield "twice", Setting("onnxruntime", 1, True)
         yield "slower-3", SETTINGS[cycle % len(SETTINGS)]
         for offset in range(4):
             yield "slower-1", SETTINGS[(4 * cycle + offset) % len(SETTINGS)]
@@ -89,10 +94,11 @@ def load_part(path: Path) -> tuple[list[Launch], dict[str, Any]]:
         launches: list[Launch] = []
         for number in range(about["shape"]["launches"]):
             turns, copies = stored[f"turns_{number}"], stored[f"copies_{number}"].astype(np.int32)
-            facts = LaunchFacts(("reference", "other"), about["calls_a_turn"], True, True, (), 0.0, 0.0, {})
+            facts = LaunchFacts(
+                ("reference", "other"), about["calls_a_turn"], True, True, (), 0.0, 0.0, None, (1.0, 1.0), {}
+            )
             share = np.where(turns < 0, 0.0, 1.0)
-            calls = np.zeros((2, len(turns), 0))
-            launches.append(Launch(facts, np.abs(turns) * UNIT, share, copies, calls))
+            launches.append(Launch(facts, np.abs(turns) * UNIT, share, copies, np.zeros((2, 0, 0)), np.zeros((2, 0))))
     return launches, about
 
 
@@ -139,32 +145,60 @@ def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Pa
         "call_seconds": float(sum(launch.seconds.sum() for launch in launches)) * (calls + 1),
         "comparisons": len(list(power.comparisons(launches, shape.copies))),
     }
+    return about, turns_of(launches)
+
+
+def record_usual(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:
+    """The methods that people use now, and a duel of its own beside each: what they said, and every sample."""
+    sides = power.both_sides(setting, scratch)
+    said: list[list[Said]] = []
+    arrays: dict[str, Any] = {}
+    for index in range(USUAL[setting]):
+        own, turns = one_duel(setting, 100 * number + index, scratch)
+        with power.neighbour() if setting.busy else contextlib.nullcontext():
+            found = methods.compare(sides, SHORT.seconds, SLOWDOWNS, scratch / f"{kind}-{number}-{index}")
+        said.append([own, *found.said])
+        arrays |= {f"{name}_{index}": samples for name, samples in {**turns, **found.samples}.items()}
+    about = {
+        "setting": asdict(setting),
+        "seconds": SHORT.seconds,
+        "comparisons": len(said),
+        "said": [[asdict(item) for item in items] for items in said],
+    }
+    return about, arrays
+
+
+def one_duel(setting: Setting, seed: int, scratch: Path) -> tuple[Said, dict[str, Any]]:
+    """A duel as it is run alone, every launch for itself."""
+    begun = time.monotonic()
+    launches = power.record(setting, SHORT, 1, scratch, seed, lambda _: None)
+    wall = time.monotonic() - begun
+    pairs = [launch.pairs("other", "reference") for launch in launches]
+    ratio = stats.paired_log_ratio([item for item in pairs if item is not None])
+
+    def is_regressed(slowdown: float) -> bool:
+        slower = replace(ratio, mean=ratio.mean + math.log1p(slowdown))
+        return stats.judge(slower, KINDS["same"][3]) is Verdict.REGRESSED
+
+    said = Said(
+        "leanmark duel, 99 % beyond 0.5 %",
+        is_regressed(0.0),
+        tuple(map(is_regressed, SLOWDOWNS)),
+        math.exp(ratio.mean),
+        wall,
+    )
+    return said, {f"duel_{name}": turns for name, turns in turns_of(launches).items()}
+
+
+def turns_of(launches: Sequence[Launch]) -> dict[str, Any]:
+    """Every turn, as a file keeps it."""
     arrays: dict[str, Any] = {}
     for index, launch in enumerate(launches):
         disturbed = np.stack([launch.disturbed(column) for column in (0, 1)], axis=1)
         units = np.rint(launch.seconds / UNIT).astype(np.int32)
         arrays[f"turns_{index}"] = np.where(disturbed, -units, units)
         arrays[f"copies_{index}"] = launch.copies.astype(np.uint8)
-    return about, arrays
-
-
-def record_usual(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:
-    """The methods that people use now: what they said, and every sample that they went by."""
-    sides = power.both_sides(setting, scratch)
-    with power.neighbour() if setting.busy else contextlib.nullcontext():
-        found = [
-            methods.compare(sides, SHORT.seconds, power.SLOWDOWN, scratch / f"{kind}-{number}-{index}")
-            for index in range(USUAL[setting])
-        ]
-    about = {
-        "setting": asdict(setting),
-        "seconds": SHORT.seconds,
-        "comparisons": len(found),
-        "said": [[asdict(said) for said in item.said] for item in found],
-    }
-    return about, {
-        f"{name}_{index}": samples for index, item in enumerate(found) for name, samples in item.samples.items()
-    }
+    return arrays
 
 
 # --- the report ----------------------------------------------------------------------

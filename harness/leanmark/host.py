@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -15,6 +15,25 @@ def available_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def one_per_core(cpus: Sequence[int]) -> list[int]:
+    """One processor of each physical core, where several threads of a core count as processors."""
+    found: dict[str, int] = {}
+    for cpu in cpus:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings = str(cpu)
+        with contextlib.suppress(OSError):
+            siblings = path.read_text().strip()
+        found.setdefault(siblings, cpu)
+    return list(found.values())
+
+
+def stolen_seconds() -> float | None:
+    """Seconds of all processors that the host gave to others since this machine started; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+    return None
 
 
 def pin(cpus: Iterable[int], pid: int = 0) -> bool:

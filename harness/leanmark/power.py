@@ -100,6 +100,7 @@ def record(
             seconds=comparisons * shape.copies * COPY_SECONDS,
             cpus=available_cpus(),
             seed=seed,
+            solo=False,
             progress=lambda share, number: progress((number + share) / shape.launches),
         )
         with contextlib.closing(measured):
@@ -125,7 +126,6 @@ def unit(launch: Launch, number: int, copies: int) -> Array:
         seconds=launch.seconds[chosen],
         cpu_share=launch.cpu_share[chosen],
         copies=launch.copies[chosen],
-        calls=launch.calls[:, chosen],
     )
     pairs = part.pairs(*reversed(launch.facts.sides))
     assert pairs is not None
@@ -135,14 +135,12 @@ def unit(launch: Launch, number: int, copies: int) -> Array:
 def resample(recorded: Sequence[Sequence[Array]], launches: int, count: int, seed: int) -> Iterator[list[Array]]:
     """Comparisons drawn from recorded launches, each with the pairs of every comparison that it took part in.
 
-    No launch twice in a comparison; which of its parts, and which side comes first, at random.
+    No launch twice in a comparison; which of its parts is random.
     """
     random = np.random.default_rng(seed)
     for _ in range(count):
         chosen = random.choice(len(recorded), launches, replace=False)
-        signs = random.choice([-1.0, 1.0], launches)
-        parts = [recorded[index][random.integers(len(recorded[index]))] for index in chosen]
-        yield [sign * part for sign, part in zip(signs, parts, strict=True)]
+        yield [recorded[index][random.integers(len(recorded[index]))] for index in chosen]
 
 
 @dataclass(frozen=True)

@@ -181,11 +181,21 @@ class Base(Fresh):
                 self._ready = True
 
     def fork(self, channel: int, log: int) -> int:
-        """The process id of a new copy that talks over one descriptor and prints to the other."""
+        """The process id of a new copy that talks over one descriptor and prints to the other.
+
+        Raises ChannelClosed, OSError where the system makes no more processes.
+        """
         with self._lock:
             self.channel.send({"op": "fork"})
-            socket.send_fds(self.channel.socket, [b"F"], [channel, log])
-            return int(self.channel.receive(30)["pid"])
+            try:
+                socket.send_fds(self.channel.socket, [b"F"], [channel, log])
+                answer = self.channel.receive(30)
+            except OSError as error:  # a late answer would be taken for the next one's
+                self.begin_kill()
+                raise ChannelClosed(f"it made no copy: {error}") from error
+            if "error" in answer:
+                raise ChildProcessError(answer["error"])
+            return int(answer["pid"])
 
     def ended(self, pid: int) -> int | None:
         """How a copy ended; None if it has not."""
@@ -206,15 +216,14 @@ class Copy(Child):
 
     def exit_code(self, timeout: float) -> int | None:
         until = time.monotonic() + timeout
-        while time.monotonic() < until:
+        while True:
             try:
                 code = self._base.ended(self.pid)
             except (ChannelClosed, TimeoutError):  # the base is gone, and what it knew
                 code = -signal.SIGKILL if _is_gone(self.pid) else None
-            if code is not None:
+            if code is not None or time.monotonic() > until:
                 return code
             time.sleep(0.002)
-        return None
 
 
 def kill_all() -> None:

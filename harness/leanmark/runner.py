@@ -22,7 +22,7 @@ from leanmark.errors import InvalidInput, StorageFull
 from leanmark.jsonable import canonical_json, to_json
 from leanmark.judge import store as runs
 from leanmark.measure import environment
-from leanmark.measure.launches import turn_seconds
+from leanmark.measure.launches import stretch_seconds
 from leanmark.measuring import measure_all
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.preparing import prepare_all
@@ -136,7 +136,7 @@ def _check_same_plan(journal: runs.Journal, digest: str) -> None:
 
 def _turns(plan: Plan, findings: Findings) -> dict[str, list[float]]:
     """Seconds a call of every turn of every cell."""
-    return {cell.id: turn_seconds(findings.launches.get(cell.block, ()), cell.id).tolist() for cell in plan.cells}
+    return {cell.id: stretch_seconds(findings.launches.get(cell.block, ()), cell.id) for cell in plan.cells}
 
 
 def _new_folder(root: Path, suite: str) -> Path:

@@ -1,5 +1,6 @@
 """A worker that dies, hangs, prints, forks, wants all memory or moves is reported as that; the other side goes on."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from leanmark import registry
 from leanmark.host import available_cpus
-from leanmark.measure import paired
+from leanmark.measure import paired, sides
 from leanmark.measure.launches import Launch
 from leanmark.measure.paired import measure
 from leanmark.measure.sides import Side
@@ -17,6 +18,7 @@ from leanmark.stages import Split, TorchModel, save
 from leanmark.workloads import split_store
 
 MODELS = Path(__file__).parent / "models"
+IN_OPENING, IN_TURNS = 3, 100  # calls; see models/misbehaving.py
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,16 +32,17 @@ def duel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = np.random.default_rng(1).normal(size=(10, 256)).astype(np.float32)
     split_store.store({"test": Split({"x": inputs})}, tmp_path / "splits")
 
-    def run(what: str, launches: int = 1) -> list[Launch]:
+    def run(what: str, launches: int = 1, after: int = IN_TURNS, reference: str = "behaves") -> list[Launch]:
         import misbehaving
 
-        sides: list[Side] = []
-        for name in ("behaves", what):
-            root = tmp_path / f"{name}-{len(sides)}"
+        found: list[Side] = []
+        for name in (reference, what):
+            root = tmp_path / f"{name}-{len(found)}"
             root.mkdir()
-            save(TorchModel(misbehaving.build(name).eval(), "misbehaving:build", {"what": name}), root)
-            sides.append(Side(root.name, root, Target(runtime="torch"), tmp_path / "splits", paths=(MODELS,)))
-        return list(measure(sides, launches=launches, seconds=0.1, cpus=available_cpus(), seed=0))
+            config = {"what": name, "after": after}
+            save(TorchModel(misbehaving.build(**config).eval(), "misbehaving:build", config), root)
+            found.append(Side(root.name, root, Target(runtime="torch"), tmp_path / "splits", paths=(MODELS,)))
+        return list(measure(found, launches=launches, seconds=0.1, cpus=available_cpus(), seed=0))
 
     return run
 
@@ -54,6 +57,7 @@ def duel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("allocates", Status.OUT_OF_MEMORY, "MemoryError"),
         ("moves", Status.FAILED, "moved to other processors"),
         ("hangs", Status.TIMEOUT, "did not answer within"),
+        ("spins", Status.TIMEOUT, "did not answer within"),
     ],
 )
 def test_it_is_reported_as_that_and_the_other_side_goes_on(duel, monkeypatch, what: str, status: Status, reason: str):
@@ -66,6 +70,30 @@ def test_it_is_reported_as_that_and_the_other_side_goes_on(duel, monkeypatch, wh
     assert reason in death.reason
     assert launch.facts.sides == ("behaves-0",)
     assert len(launch.seconds) >= paired.MINIMUM_ROUNDS
+    # It took turns before, and is not in the way afterwards.
+    assert np.median(launch.cpu_share[-5:]) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "reason"), [("dies", "it ended with exit code 3"), ("hangs", "did not answer within")]
+)
+def test_a_copy_that_cannot_be_opened_is_reported_and_tried_once(duel, monkeypatch, what: str, reason: str):
+    monkeypatch.setattr(sides, "OPEN_TIMEOUT_SECONDS", 5.0)
+    begun = time.monotonic()
+    first, second = duel(what, launches=2, after=IN_OPENING)
+    assert reason in first.deaths[f"{what}-1"].reason
+    assert len(set(first.copies.tolist())) == 1 + int(first.copies.max())
+    assert second.deaths == {}
+    assert second.facts.sides == ("behaves-0",)
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.slow
+def test_a_launch_whose_reference_dies_in_its_turns_is_the_last(duel):
+    (only,) = duel("behaves", launches=3, reference="dies")
+    assert only.facts.sides == ()
+    assert set(only.deaths) == {"dies-0"}
 
 
 @pytest.mark.slow

@@ -20,11 +20,13 @@ def test_turns_last_about_a_millisecond():
 
 
 def launch(columns: dict[str, np.ndarray], share: float = 1.0, copies: int = 1) -> Launch:
+    """Turns as given; each side's stretch alone, in the one copy of the launch, has the same times."""
     seconds = np.stack(list(columns.values()), axis=1)
     rounds, sides = seconds.shape
-    calls = np.repeat(seconds.T[:, :, None] * 1e9, 2, axis=2).astype(np.int64)
-    facts = LaunchFacts(tuple(columns), 2, True, True, (0,), 0.1, 1.0, {})
-    return Launch(facts, seconds, np.full((rounds, sides), share), np.arange(rounds) * copies // rounds, calls)
+    solo = (seconds.T[:, None, :] * 1e9).astype(np.int64)
+    facts = LaunchFacts(tuple(columns), 2, True, True, (0,), 0.1, 1.0, None, (1.0,) * sides, {})
+    shares = np.full((rounds, sides), share)
+    return Launch(facts, seconds, shares, np.arange(rounds) * copies // rounds, solo, shares[:1].T)
 
 
 def test_what_slows_both_sides_of_a_round_down_does_not_show():
@@ -47,7 +49,7 @@ def test_fewer_than_four_launches_make_no_interval():
 
 
 def test_a_side_alone():
-    figures = timing([launch({"a": np.linspace(1e-3, 2e-3, 300), "b": np.ones(300)}, share=0.5)], "a")
+    figures = timing([launch({"a": np.linspace(1e-3, 2e-3, 600), "b": np.ones(600)}, share=0.5)], "a")
     assert figures is not None
     assert figures.median == pytest.approx(1.5e-3, rel=1e-2)
     assert (figures.calls, figures.launches, figures.disturbed_turns) == (600, 1, 1.0)
@@ -63,7 +65,8 @@ def test_a_launch_is_stored_whole(tmp_path: Path):
     write_samples(tmp_path, "one", before.arrays())
     after = Launch.restore(before.facts, read_samples(tmp_path, "one"))
     np.testing.assert_array_equal(after.pairs("a", "b"), before.pairs("a", "b"))
-    np.testing.assert_array_equal(after.calls, before.calls)
+    np.testing.assert_array_equal(after.solo, before.solo)
+    assert timing([after], "a") == timing([before], "a")
 
 
 def test_disturbed_turns_do_not_count_where_enough_others_are():
@@ -76,9 +79,40 @@ def test_disturbed_turns_do_not_count_where_enough_others_are():
     assert preempted.pairs("a", "b") == pytest.approx(np.log(1.1))
     figures = timing([preempted], "a")
     assert figures is not None
-    assert (figures.calls, figures.disturbed_turns) == (30, 0.125 * 2)
+    assert figures.disturbed_turns == 0.25
     # Where most were disturbed, nothing is left but to count all.
     assert len(replace(quiet, cpu_share=np.full((20, 2), 0.2)).pairs("a", "b")) == len(quiet.pairs("a", "b"))
+
+
+def test_where_one_side_is_mostly_disturbed_both_count_all_their_turns():
+    seconds = np.where(np.arange(20) < 12, 2e-3, 1e-3)  # twelve of twenty were held up, for as long as they take
+    both = launch({"a": seconds, "b": seconds})
+    share = np.ones((20, 2))
+    share[:12, 0] = 0.5
+    share[:9, 1] = 0.5
+    pairs = replace(both, cpu_share=share).pairs("a", "b")
+    assert len(pairs) == len(both.pairs("a", "b"))
+    assert np.median(pairs) == 0
+
+
+def test_a_stretch_that_was_disturbed_does_not_count_where_enough_others_were_not():
+    calm = launch({"a": np.full(20, 1e-3), "b": np.full(20, 1e-3)})
+    disturbed = replace(calm, solo=calm.solo * 5, solo_share=np.full((2, 1), 0.3))
+    figures = timing([calm, calm, disturbed], "a")
+    assert figures is not None
+    assert (figures.median, figures.calls) == (1e-3, 40)
+    figures = timing([calm, disturbed, disturbed], "a")
+    assert figures is not None
+    assert (figures.median, figures.calls) == (5e-3, 60)
+
+
+def test_with_several_threads_a_turn_is_disturbed_when_it_had_less_than_such_turns_have():
+    two = launch({"a": np.ones(10), "b": np.ones(10)}, share=1.8)
+    two = replace(two, facts=replace(two.facts, busy=(1.8, 1.8)))
+    assert not two.disturbed(0).any()
+    share = np.full((10, 2), 1.8)
+    share[3] = 1.0  # one of two processors was taken away
+    assert replace(two, cpu_share=share).disturbed(0).tolist() == [number == 3 for number in range(10)]
 
 
 def test_turns_of_different_copies_are_never_paired():
@@ -167,9 +201,10 @@ def test_both_sides_get_the_same_inputs_in_order(folder: Path):
         worker.open()
         first = worker.ask(30, op="answers")
         assert first["output_0"].shape == (10, 256)
-        turn = worker.ask(30, op="turn", calls=25, start=7)
+        turn = worker.ask(30, op="turn", calls=25, start=7, untimed=2, each=True)
         assert turn["calls_ns"].shape == (25,)
         assert turn["wall_ns"] == pytest.approx(int(turn["calls_ns"].sum()), rel=1e-6)
+        assert "calls_ns" not in worker.ask(30, op="turn", calls=25, start=7, untimed=1, each=False)
     finally:
         worker.close()
 
@@ -183,7 +218,7 @@ def test_a_worker_that_is_killed_says_so(folder: Path):
         worker.open()
         os.kill(worker.child.pid, signal.SIGKILL)
         with pytest.raises(SideError, match="it was killed by SIGKILL"):
-            worker.ask(30, op="turn", calls=1, start=0)
+            worker.ask(30, op="turn", calls=1, start=0, untimed=1, each=False)
     finally:
         worker.close()
 

@@ -26,24 +26,28 @@ class LaunchFacts:
     cpus: tuple[int, ...]
     start_seconds: float  # waiting for workers to start
     wall_seconds: float
+    steal_share: float | None  # of all processors, what the host gave to others meanwhile
+    busy: tuple[float, ...]  # of each side: processor time over wall time of a turn that nothing disturbed
     deaths: dict[str, Death]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: its facts and its turns.
+    """One launch: its facts, the turns of its sides, and a stretch of calls in each copy that a side has to itself.
 
     seconds: shape (rounds, sides), wall time of a turn over its calls.
     cpu_share: shape (rounds, sides), processor time over wall time.
     copies: shape (rounds,), the copy that played a round.
-    calls: shape (sides, rounds, calls), nanoseconds of every single call.
+    solo: shape (sides, copies, calls), nanoseconds of each call in a row; 0 where a side made fewer.
+    solo_share: shape (sides, copies), processor time over wall time.
     """
 
     facts: LaunchFacts
     seconds: Array
     cpu_share: Array
     copies: Array
-    calls: Array
+    solo: Array
+    solo_share: Array
 
     @property
     def deaths(self) -> dict[str, Death]:
@@ -55,19 +59,18 @@ class Launch:
 
     def disturbed(self, column: int) -> Array:
         """Which turns of a side were disturbed from outside; shape (rounds,)."""
-        return self.cpu_share[:, column] < UNDISTURBED_SHARE
-
-    def counted(self, column: int) -> Array:
-        """Which turns of a side count: the undisturbed ones, or all where those are fewer than half."""
-        undisturbed = ~self.disturbed(column)
-        return undisturbed if undisturbed.mean() >= 0.5 else np.ones_like(undisturbed)
+        return self.cpu_share[:, column] < UNDISTURBED_SHARE * self.facts.busy[column]
 
     def pairs(self, side: str, reference: str) -> Array | None:
         """Log ratios of close turns of side over reference; None if they never met."""
         a, b = self.column(side), self.column(reference)
         if a is None or b is None:
             return None
-        own, other = (np.where(self.counted(column), self.seconds[:, column], np.nan) for column in (a, b))
+        # Both sides without their disturbed turns, or, where a side has few others, both with all of theirs.
+        good = [~self.disturbed(column) for column in (a, b)]
+        if min(mask.mean() for mask in good) < 0.5:
+            good = [np.ones_like(mask) for mask in good]
+        own, other = (np.where(mask, self.seconds[:, at], np.nan) for mask, at in zip(good, (a, b), strict=True))
         pairs = stats.close_pairs(own, other, self.copies)
         return pairs if pairs.size else None
 
@@ -80,15 +83,16 @@ class Launch:
         """The launch that `facts` and `arrays` came from. Raises KeyError or ValueError if they do not fit."""
         launch = Launch(facts, *(arrays[name] for name in _ARRAYS))
         rounds, sides = len(launch.seconds), len(facts.sides)
-        shapes = (launch.seconds.shape, launch.cpu_share.shape, launch.copies.shape, launch.calls.shape[:2])
-        if shapes != ((rounds, sides), (rounds, sides), (rounds,), (sides, rounds)) or launch.calls.ndim != 3:
+        shapes = (launch.seconds.shape, launch.cpu_share.shape, launch.copies.shape, launch.solo.shape[:2])
+        wanted = ((rounds, sides), (rounds, sides), (rounds,), launch.solo_share.shape)
+        if shapes != wanted or launch.solo.ndim != 3 or len(launch.solo) != sides or len(facts.busy) != sides:
             raise ValueError("an array has another shape than its launch")
         if not all(np.isfinite(array).all() and (array >= 0).all() for array in (launch.seconds, launch.cpu_share)):
             raise ValueError("a time is not finite")
         return launch
 
 
-_ARRAYS = ("seconds", "cpu_share", "copies", "calls")
+_ARRAYS = ("seconds", "cpu_share", "copies", "solo", "solo_share")
 
 
 def compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio:
@@ -98,11 +102,15 @@ def compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogR
 
 
 def timing(launches: Sequence[Launch], side: str) -> Timing | None:
-    """Latency of one side alone over all its launches, disturbed turns left out where enough others are."""
+    """Latency of one side alone, in stretches of calls in a row; None without any.
+
+    Not from turns: the first calls after the other side's are slower than those in a row.
+    """
     own = [(launch, column) for launch in launches if (column := launch.column(side)) is not None]
-    if not own:
+    stretches = solo_stretches(launches, side)
+    if not stretches:
         return None
-    calls = np.concatenate([launch.calls[at][launch.counted(at)].reshape(-1) for launch, at in own]) * 1e-9
+    calls = np.concatenate(stretches)
     return Timing(
         calls=int(calls.size),
         launches=len(own),
@@ -111,13 +119,26 @@ def timing(launches: Sequence[Launch], side: str) -> Timing | None:
         p90=stats.percentile(calls, 0.90),
         p95=stats.percentile(calls, 0.95),
         p99=stats.percentile(calls, 0.99),
-        calls_per_second=1.0 / float(np.median(turn_seconds(launches, side))),
+        calls_per_second=1.0 / float(np.median(stretch_seconds(launches, side))),
         cpu_per_wall=float(np.median(np.concatenate([launch.cpu_share[:, at] for launch, at in own]))),
         disturbed_turns=float(np.mean(np.concatenate([launch.disturbed(at) for launch, at in own]))),
     )
 
 
-def turn_seconds(launches: Sequence[Launch], side: str) -> Array:
-    """Seconds a call of every turn of a side that counts."""
-    own = [(launch, column) for launch in launches if (column := launch.column(side)) is not None]
-    return np.concatenate([launch.seconds[launch.counted(at), at] for launch, at in own]) if own else np.empty(0)
+def stretch_seconds(launches: Sequence[Launch], side: str) -> list[float]:
+    """Seconds a call of each stretch that a side had to itself."""
+    return [float(stretch.mean()) for stretch in solo_stretches(launches, side)]
+
+
+def solo_stretches(launches: Sequence[Launch], side: str) -> list[Array]:
+    """Seconds of the calls of a side in each stretch; without disturbed stretches, unless most were."""
+    found: list[tuple[bool, Array]] = []
+    for launch in launches:
+        column = launch.column(side)
+        if column is None:
+            continue
+        for calls, share in zip(launch.solo[column], launch.solo_share[column], strict=True):
+            if calls.any():
+                found.append((bool(share >= UNDISTURBED_SHARE * launch.facts.busy[column]), calls[calls > 0] * 1e-9))
+    good = [calls for undisturbed, calls in found if undisturbed]
+    return good if 2 * len(good) >= len(found) else [calls for _, calls in found]

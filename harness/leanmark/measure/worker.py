@@ -14,7 +14,6 @@ import gc
 import importlib
 import itertools
 import os
-import resource
 import socket
 import sys
 import time
@@ -35,6 +34,7 @@ Message = dict[str, Any]
 # Examples whose inputs a side holds ready; calls walk through them in order.
 _EXAMPLES = 256
 _REPLICATES = 500
+_WARM_CALLS = 2
 
 
 class Side:
@@ -78,20 +78,30 @@ class Side:
             "first_call_seconds": first_call,
             **_memory_deltas(memory),
         }
+        self._warm_up(message["warm_seconds"])
+
+    def _warm_up(self, seconds: float) -> None:
+        """Calls for so long, and a few at least: a new process faults its pages in and fills its caches."""
+        until = time.perf_counter() + seconds
+        for number in itertools.count(1) if seconds else ():
+            self.session.call(self.inputs[number % len(self.inputs)])
+            if number >= _WARM_CALLS and time.perf_counter() > until:
+                return
 
     def turn(self, message: Message) -> tuple[Message, dict[str, Array]]:
-        """One untimed call, then `calls` calls timed as one stretch and one by one."""
-        calls: int = message["calls"]
-        sequence = [self.inputs[(message["start"] + index) % len(self.inputs)] for index in range(calls)]
+        """Some untimed calls, then `calls` calls timed as one stretch and, if wanted, one by one."""
+        start, calls, untimed = message["start"], message["calls"], message["untimed"]
+        sequence = [self.inputs[(start + index) % len(self.inputs)] for index in range(-untimed, calls)]
         call = self.session.call
-        call(sequence[0])
-        usage = resource.getrusage(resource.RUSAGE_SELF)
+        for inputs in sequence[:untimed]:
+            call(inputs)
         cpu = time.process_time_ns()
-        stamps = _stamps(call, sequence)
+        stamps = _stamps(call, sequence[untimed:])
         ended = _wait(stamps[0], (stamps[-1] - stamps[0]) * (1 + self.slowdown)) if self.slowdown else stamps[-1]
         cpu = time.process_time_ns() - cpu
-        switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
-        header = {"wall_ns": ended - stamps[0], "cpu_ns": cpu, "switched": switched}
+        header = {"wall_ns": ended - stamps[0], "cpu_ns": cpu}
+        if not message["each"]:
+            return header, {}
         return header, {"calls_ns": np.rint(np.diff(stamps) * (1 + self.slowdown)).astype(np.int64)}
 
     def energy(self, message: Message) -> tuple[Message, dict[str, Array]]:
@@ -255,7 +265,13 @@ def _make_copies(channel: Channel, message: Message) -> None:
             continue
         own, log = socket.recv_fds(channel.socket, 1, 2)[1]
         sys.stdout.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(own)
+            os.close(log)
+            channel.send({"error": str(error)})
+            continue
         if pid == 0:
             _be_copy(channel, own, log)
         os.setpgid(pid, pid)  # here too, so that it is done whichever of the two runs first

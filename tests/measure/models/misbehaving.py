@@ -1,4 +1,4 @@
-"""Models that behave for three calls, and then, once, do not."""
+"""Models that behave for so many calls of about 1 ms, and then, once, do not."""
 
 import os
 import resource
@@ -9,25 +9,35 @@ import time
 import torch
 from torch import nn
 
-_CALLS_BEFORE = 3
+# A worker makes about 30 calls when it is opened, up to 45 to be warmed up, then its turns.
+IN_OPENING, IN_TURNS = 3, 100
+_CALL_SECONDS = 0.001
 
 
 class Misbehaving(nn.Module):
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, after: int) -> None:
         super().__init__()
         self.layer = nn.Linear(256, 256, bias=False)
-        self.what = what
+        self.what, self.after = what, after
         self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        if self.calls == _CALLS_BEFORE + 1:
+        if self.calls == self.after + 1:
             _DEEDS[self.what]()
+        until = time.perf_counter() + _CALL_SECONDS
+        while time.perf_counter() < until:
+            pass
         return self.layer(x)
 
 
-def build(what: str = "behaves") -> nn.Module:
-    return Misbehaving(what)
+def build(what: str = "behaves", after: int = IN_TURNS) -> nn.Module:
+    return Misbehaving(what, after)
+
+
+def _spins() -> None:
+    while True:
+        pass
 
 
 def _prints() -> None:
@@ -58,6 +68,7 @@ _DEEDS = {
     "crashes": lambda: os.kill(os.getpid(), 11),
     "raises": lambda: 1 / 0,
     "hangs": lambda: time.sleep(1000),
+    "spins": _spins,
     "allocates": _allocates,
     "moves": _moves,
     "forks": _forks,
