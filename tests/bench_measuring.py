@@ -4,7 +4,6 @@ One thread, sides pinned together. Prints a line a figure, with its aim; nothing
 """
 
 import argparse
-import itertools
 import os
 import tempfile
 import time
@@ -16,56 +15,55 @@ import numpy as np
 
 from bench import Figure, print_figures
 from leanmark import power, registry, stats
-from leanmark.host import available_cpus, pin
+from leanmark.host import available_cpus
 from leanmark.measure import paired
 from leanmark.measure.launches import Launch
-from leanmark.measure.sides import Side, Worker
-from leanmark.measure.worker import Side as OwnSide
+from leanmark.measure.sides import Bases, Side, Worker
 from leanmark.processes import kill_all, thread_environment
 
 SIZES = [(runtime, ms) for ms in (0.1, 1, 10) for runtime in power.RUNTIMES]
-STRETCH_SECONDS = 0.05
 
 
-def one_side(runtime: str, milliseconds: float, folder: Path, stretches: int) -> Figure:
-    """The median of a side's calls, taking turns with another, over that of a bare loop in the same process.
+def one_side(runtime: str, milliseconds: float, folder: Path, copies: int) -> Figure:
+    """The median of a side, as a duel finds it, over that of a bare loop in the same process.
 
-    The two change every 50 ms, so that neither gets another machine than the other.
+    In every copy: turns with another side, then the stretch that the figures of one side
+    come from, then the bare loop, half of it before and half after.
     """
-    own, other = power.both_sides(power.Setting(runtime, milliseconds, busy=False), folder)
-    rival = Worker(other)
+    sides = power.both_sides(power.Setting(runtime, milliseconds, busy=False), folder)
+    cpus = available_cpus()
+    bases = Bases(sides, cpus)
+    ratios: list[float] = []
+    seconds = 0.0
     try:
-        rival.open()
-        cpu = available_cpus()[-1]
-        side = OwnSide({**own.opening(), "fresh": False})
-        inputs = itertools.cycle(side.inputs)
-        ratios: list[float] = []
-        guess = _median(_bare(side, inputs, STRETCH_SECONDS))
-        calls = paired.calls_a_turn(guess)
-        rival.ask(10.0, op="pin", cpus=[cpu])
-        pin([cpu])
-        for _ in range(stretches):
-            turns: list[np.ndarray] = []
-            until = time.perf_counter() + 2 * STRETCH_SECONDS
-            while time.perf_counter() < until or not turns:
-                rival.ask(60.0, op="turn", calls=calls, start=0, untimed=1, each=False)
-                turns.append(side.turn({"calls": calls, "start": 0})[1]["calls_ns"])
-            bare = _bare(side, inputs, STRETCH_SECONDS)
-            ratios.append(_median(np.concatenate(turns)) / _median(bare))
-        name = f"one side over a bare loop, {runtime}, {1e3 * guess:.2f} ms"
-        return Figure(name, "x", tuple(ratios), 1.03)
+        for _ in range(copies):
+            workers = [bases.worker(side, cpus) for side in sides]
+            for worker in workers:
+                worker.open(0.03)
+                worker.ask(10.0, op="pin", cpus=cpus[-1:])
+            seconds = seconds or _median(_calls(workers[0], 200, 0))
+            turn, stretch, untimed = (max(1, round(time / seconds)) for time in (0.001, 0.02, 0.002))
+            halves: list[np.ndarray] = []
+            for _ in range(2):
+                for _ in range(max(1, round(0.02 / (turn * seconds)))):
+                    for worker in workers:
+                        worker.ask(60.0, op="turn", calls=turn, start=0, untimed=1, each=False)
+                if not halves:
+                    halves.append(_calls(workers[0], stretch, 2 * untimed))
+                    continue
+                own = _calls(workers[0], stretch, untimed)
+                halves.append(_calls(workers[0], stretch, 0))
+            ratios.append(_median(own) / _median(np.concatenate(halves)))
+            for worker in workers:
+                worker.close()
     finally:
-        pin(available_cpus())
-        rival.close()
+        bases.close()
+    return Figure(f"one side over a bare loop, {runtime}, {1e3 * seconds:.2f} ms", "x", tuple(ratios), 1.03)
 
 
-def _bare(side: OwnSide, inputs: Iterator[object], seconds: float) -> np.ndarray:
-    clock, call = time.perf_counter_ns, side.session.call
-    stamps = [clock()]
-    while stamps[-1] < stamps[0] + seconds * 1e9:
-        call(next(inputs))
-        stamps.append(clock())
-    return np.diff(stamps)
+def _calls(worker: Worker, calls: int, untimed: int) -> np.ndarray:
+    """Nanoseconds of calls in a row."""
+    return worker.ask(60.0, op="turn", calls=calls, start=0, untimed=untimed, each=True)["calls_ns"]
 
 
 def _median(nanoseconds: np.ndarray) -> float:
@@ -94,7 +92,7 @@ def a_block(runtime: str, milliseconds: float, cells: int, folder: Path, count: 
 
 def _call_seconds(launch: Launch) -> float:
     calls = launch.facts.calls_a_turn
-    return float(launch.seconds.sum()) * (calls + 1)
+    return float(launch.seconds.sum()) * (calls + 1) + float(launch.solo.sum()) * 1e-9
 
 
 def waiting(folder: Path, count: int) -> Figure:

@@ -38,7 +38,9 @@ from usual.methods import Said
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "power"
 UNIT = 1e-7  # seconds
 RESAMPLED = 10_000
-SHORT, LONG = power.shape_for(5), power.shape_for(30)
+DRAWN_FROM = 200  # launches at least
+SHORT_SECONDS, LONG_SECONDS = 5.0, 30.0
+SHORT, LONG = power.shape_for(SHORT_SECONDS), power.shape_for(LONG_SECONDS)
 SLOWDOWNS = (0.03, 0.1)
 SETTINGS = [Setting(r, ms, busy) for ms, busy, r in itertools.product(MILLISECONDS, (False, True), RUNTIMES)]
 # Where the methods that people use now are run as well, and how often a part. (On torch one
@@ -221,33 +223,48 @@ def report() -> dict[str, Any]:
 
 
 def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) -> dict[str, Any]:
-    """Of one setting: real comparisons, and those drawn from its launches."""
+    """Of one setting: real comparisons, and those drawn from its launches.
+
+    A comparison is of as many launches as fit into its time, untimed calls and turns that
+    were disturbed included; of its copies in other launches none is used.
+    """
     slowdown, shape, _, tolerance = KINDS[kind]
+    copies = sum(len(np.unique(launch.copies)) for launches, _ in parts for launch in launches)
+    copy_seconds = sum(about["call_seconds"] for _, about in parts) / copies
 
-    def cut(to: Shape) -> list[list[Any]]:
-        return [item for launches, _ in parts for item in power.comparisons(launches, to.copies)]
+    def within(to: Shape, seconds: float) -> int:
+        return min(to.launches, int(seconds / (to.copies * copy_seconds)))
 
-    def drawn(to: Shape, count: int, slower: float, beyond: float) -> dict[str, Any]:
-        recorded = [
-            units for launches, _ in parts for units in zip(*power.comparisons(launches, to.copies), strict=True)
-        ]
-        samples = power.resample(recorded, to.launches, count, seed=round(1000 * slower))
+    def units(to: Shape) -> list[list[list[Any]]]:
+        """For every part, for every launch, the pairs of each comparison."""
+        return [list(zip(*power.comparisons(launches, to.copies), strict=True)) for launches, _ in parts]
+
+    def drawn(to: Shape, seconds: float, count: int, slower: float, beyond: float) -> dict[str, Any]:
+        recorded = [launch for part in units(to) for launch in part]
+        if len(recorded) < DRAWN_FROM:
+            return {}
+        samples = power.resample(recorded, within(to, seconds), count, seed=round(1000 * slower))
         return asdict(power.tally(samples, slower, beyond, math.log1p(slower)))
 
-    real = cut(shape)
+    seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
+    count = within(shape, seconds)
+    real = [comparison[:count] for part in units(shape) for comparison in map(list, zip(*part, strict=True))]
     row: dict[str, Any] = {
-        "call_share": sum(a["call_seconds"] for _, a in parts) / sum(a["wall_seconds"] for _, a in parts),
+        "call_share": sum(about["call_seconds"] for _, about in parts) / sum(a["wall_seconds"] for _, a in parts),
         "milliseconds": 1e3 * float(np.median(np.concatenate([x.seconds[:, 0] for ls, _ in parts for x in ls]))),
+        "parts": len(parts),
         "launches": sum(len(launches) for launches, _ in parts),
+        "launches_a_comparison": count,
         "real": asdict(power.tally(iter(real), slowdown, tolerance)),
     }
     if kind == "same":
-        shift = math.log1p(power.SLOWDOWN)
-        row["real, made 3 % slower"] = asdict(power.tally(iter(real), power.SLOWDOWN, tolerance, shift))
-        if row["launches"] > SHORT.launches:
-            row["drawn"] = drawn(SHORT, RESAMPLED, 0.0, tolerance)
-            row["drawn, 3 % slower"] = drawn(SHORT, RESAMPLED, 0.03, tolerance)
-            row["drawn, 1 % slower"] = drawn(LONG, RESAMPLED // 5, 0.01, KINDS["slower-1"][3])
+        slower, long_tolerance = power.SLOWDOWN, KINDS["slower-1"][3]
+        row["real, made 3 % slower"] = asdict(power.tally(iter(real), slower, tolerance, math.log1p(slower)))
+        row["drawn"] = drawn(shape, seconds, RESAMPLED, 0.0, tolerance)
+        row["drawn, 3 % slower"] = drawn(shape, seconds, RESAMPLED, slower, tolerance)
+        row["drawn, 1 % slower, 30 s"] = drawn(LONG, LONG_SECONDS, RESAMPLED // 5, 0.01, long_tolerance)
+        row["drawn, 8 launches"] = drawn(Shape(8, 2), seconds, RESAMPLED, 0.0, tolerance)
+        row["drawn, 8 launches, 3 % slower"] = drawn(Shape(8, 2), seconds, RESAMPLED, slower, tolerance)
     return row
 
 
@@ -257,7 +274,7 @@ def report_usual(said: list[Said]) -> dict[str, Any]:
     return {
         "count": len(said),
         "false_alarms": sum(item.regressed for item in said),
-        "detections": sum(item.slower_regressed for item in said),
+        "detections": [sum(found) for found in zip(*(item.slower_regressed for item in said), strict=True)],
         "spread": math.sqrt(sum(value**2 for value in logs) / len(logs)),
         "wall_seconds": float(np.median([item.seconds for item in said])),
     }
@@ -266,39 +283,50 @@ def report_usual(said: list[Said]) -> dict[str, Any]:
 def print_report(found: dict[str, Any]) -> None:
     for name, row in found.items():
         if name.startswith("usual"):
-            for method, values in row.items():
-                alarms, hits = (stats.wilson(values[key], values["count"]) for key in ("false_alarms", "detections"))
-                print(
-                    f"{name}: {method}: n {values['count']}; false alarms {percent(alarms)}; 3 % slower seen "
-                    f"{percent(hits)}; ratio off by {values['spread']:.1%}; {values['wall_seconds']:.0f} s"
-                )
+            print_usual(name, row)
             continue
         print(
-            f"{name}: {row['milliseconds']:.2f} ms a call, {row['launches']} launches, "
-            f"{row['call_share']:.0%} of the wall time in turns"
+            f"{name}: {row['milliseconds']:.2f} ms a call, {row['parts']} parts, {row['launches']} launches, "
+            f"{row['launches_a_comparison']} a comparison, {row['call_share']:.0%} of the wall time in turns"
         )
         for what, values in row.items():
-            if isinstance(values, dict):
+            if isinstance(values, dict) and values:
                 print_tally(f"  {what}", Tally(**values))
     for kind in KINDS:
-        print_total(
-            f"{kind}, all settings, real", [row["real"] for name, row in found.items() if name.startswith(kind)]
+        rows = [row["real"] for name, row in found.items() if name.startswith(f"{kind} ")]
+        if rows:
+            print_tally(f"{kind}, all settings, real", added(rows))
+    rows = [row["real"] for row in found.values() if "real" in row]
+    print(f"all real comparisons: covered {percent(added(rows).share(added(rows).covered))}, n {added(rows).count}")
+
+
+def print_usual(name: str, row: dict[str, Any]) -> None:
+    for method, values in row.items():
+        shares = [stats.wilson(hits, values["count"]) for hits in (values["false_alarms"], *values["detections"])]
+        slower = ", ".join(
+            f"{slowdown:.0%} slower seen {percent(share)}"
+            for slowdown, share in zip(SLOWDOWNS, shares[1:], strict=True)
         )
-    print_total("all real comparisons", [row["real"] for row in found.values() if "real" in row])
+        print(
+            f"{name}: {method}: n {values['count']}; false alarms {percent(shares[0])}; {slower}; "
+            f"ratio off by {values['spread']:.2%}; {values['wall_seconds']:.0f} s of wall time"
+        )
 
 
-def print_total(what: str, tallies: list[dict[str, Any]]) -> None:
-    if tallies:
-        rows = [Tally(**values) for values in tallies]
-        added = [sum(getattr(row, key) for row in rows) for key in ("count", "false_alarms", "detections", "covered")]
-        print_tally(what, Tally(*added, math.sqrt(sum(row.count * row.mean_error**2 for row in rows) / added[0])))
+def added(tallies: list[dict[str, Any]]) -> Tally:
+    """Several tallies as one."""
+    rows = [Tally(**values) for values in tallies]
+    count = sum(row.count for row in rows)
+    counts = [sum(getattr(row, key) for row in rows) for key in ("false_alarms", "detections", "covered")]
+    error = math.sqrt(sum(row.count * row.mean_error**2 for row in rows) / count)
+    return Tally(count, *counts, error, sum(row.count * row.bias for row in rows) / count)
 
 
 def print_tally(what: str, tally: Tally) -> None:
     alarms, hits, cover = (tally.share(count) for count in (tally.false_alarms, tally.detections, tally.covered))
     print(
         f"{what}: n {tally.count}; false alarms {tally.false_alarms} (at most {alarms.high:.2%}); seen "
-        f"{percent(hits)}; covered {percent(cover)}; standard error {tally.mean_error:.3%}"
+        f"{percent(hits)}; covered {percent(cover)}; standard error {tally.mean_error:.3%}; bias {tally.bias:+.3%}"
     )
 
 

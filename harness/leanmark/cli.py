@@ -207,7 +207,7 @@ def duel(
         Optional[float],
         typer.Option("--budget", parser=_duration, metavar="TIME", help="Turns a side, as 500ms; default: 5s."),
     ] = None,
-    launches: Annotated[int, typer.Option("--launches", min=4, max=1000, help="Fresh pairs of processes.")] = 5,
+    launches: Annotated[int, typer.Option("--launches", min=4, max=1000, help="Fresh interpreters a runtime.")] = 24,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads a side.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Examples a call.")] = 1,
     as_json: AsJson = False,

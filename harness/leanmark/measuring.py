@@ -102,9 +102,11 @@ class _Block:
     def _ask_all(self, cells: Sequence[Cell]) -> dict[str, _Shown]:
         """What a fresh process of every cell and seed shows."""
         shown: dict[str, _Shown] = {cell.id: {} for cell in cells}
-        with child_threads(self.planned.jobs) as pool:
+        sides = {(cell.id, seed): self._side(cell, seed) for cell in cells for seed in range(len(self.suite.seeds))}
+        alone = any(map(quality.reads_the_whole_machine, sides.values()))
+        with child_threads(1 if alone else self.planned.jobs) as pool:
             futures = {
-                pool.submit(quality.inspect, self._side(cell, seed)): (cell, seed)
+                pool.submit(quality.inspect, sides[cell.id, seed], answers_only=seed > 0): (cell, seed)
                 for cell in cells
                 for seed in range(len(self.suite.seeds))
             }

@@ -25,7 +25,7 @@ from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus
 from leanmark.measure import paired
 from leanmark.measure.launches import Launch
-from leanmark.measure.paired import COPY_SECONDS
+from leanmark.measure.paired import COPY_SECONDS, LAUNCHES
 from leanmark.measure.sides import Side
 from leanmark.processes import Fresh, kill_all
 from leanmark.progress import Advance
@@ -44,9 +44,6 @@ _SIZES: dict[tuple[str, float], tuple[int, int]] = {
     ("torch", 1): (16, 4),
     ("torch", 10): (32, 21),
 }
-# Of two equal lengths of turns, the one spread over more launches sees more: 93 % against 84 %
-# of slowdowns of 3 %, for twenty-four launches against twelve (torch, 10 ms; docs/results.md).
-_LAUNCHES = 24
 RUNTIMES = ("onnxruntime", "torch")
 MILLISECONDS = (1, 10)
 
@@ -84,7 +81,7 @@ def shape_for(seconds: float) -> Shape:
     copies = seconds / (2 * COPY_SECONDS)
     if copies < stats.MINIMUM_LAUNCHES:
         raise InvalidInput(f"a comparison takes at least {2 * COPY_SECONDS * stats.MINIMUM_LAUNCHES:g} s")
-    launches = int(min(_LAUNCHES, copies))
+    launches = int(min(LAUNCHES, copies))
     return Shape(launches, int(copies // launches))
 
 
@@ -148,10 +145,11 @@ class Tally:
     """What became of comparisons of the same truth."""
 
     count: int
-    false_alarms: int  # a verdict that the truth forbids: beyond the tolerance, on the wrong side
+    false_alarms: int  # verdicts that the truth forbids, in either direction
     detections: int
     covered: int  # intervals at 95 % that hold the truth
     mean_error: float  # root of the mean squared standard error, in log ratio
+    bias: float  # mean of estimate minus truth, in log ratio
 
     def share(self, count: int) -> Interval:
         """A part of the comparisons with its Wilson interval."""
@@ -159,23 +157,25 @@ class Tally:
 
 
 def tally(samples: Iterator[list[Array]], slowdown: float, tolerance: float, shift: float = 0.0) -> Tally:
-    """Judge comparisons whose true log ratio is known; `shift` adds a slowdown to a recording without one."""
+    """Judge comparisons whose true ratio is known; `shift` adds a slowdown to a recording without one.
+
+    A slowdown lies beyond the tolerance; without one, only unchanged and inconclusive are right.
+    """
     truth = math.log1p(slowdown)
     count = alarms = detections = covered = 0
-    squares = 0.0
+    squares = bias = 0.0
     for launches in samples:
         ratio = stats.paired_log_ratio(launches)
         ratio = replace(ratio, mean=ratio.mean + shift)
         verdict = stats.judge(ratio, tolerance)
         count += 1
-        if slowdown:
-            alarms += verdict is Verdict.IMPROVED
-            detections += verdict is Verdict.REGRESSED
-        else:
-            alarms += verdict is Verdict.REGRESSED
+        right = Verdict.REGRESSED if slowdown else Verdict.UNCHANGED
+        alarms += verdict not in (right, Verdict.INCONCLUSIVE)
+        detections += verdict is Verdict.REGRESSED and slowdown > 0
         covered += not ratio.interval().excludes(math.exp(truth))
         squares += ratio.error**2
-    return Tally(count, alarms, detections, covered, math.sqrt(squares / max(count, 1)))
+        bias += ratio.mean - truth
+    return Tally(count, alarms, detections, covered, math.sqrt(squares / max(count, 1)), bias / max(count, 1))
 
 
 @contextmanager
@@ -193,7 +193,6 @@ def neighbour() -> Generator[None]:
 
 SLOWDOWN = 0.03
 TOLERANCE = 0.005
-_RESAMPLED = 2000
 # Of the wall time of a recording, about this share is turns.
 _TURN_SHARE = 0.5
 
@@ -205,7 +204,6 @@ class Sight:
     setting: Setting
     same: Tally
     slower: Tally
-    resampled: Tally
     false_alarms: Interval
     detections: Interval
     minimum_detectable_effect: float
@@ -263,9 +261,9 @@ def measure_power(total_seconds: float, budget_seconds: float, advance: Advance)
 
 def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
     a, b = tally(iter(same), 0.0, TOLERANCE), tally(iter(slower), SLOWDOWN, TOLERANCE)
-    resampled = tally(resample(list(zip(*same, strict=True)), launches, _RESAMPLED, 0), 0.0, TOLERANCE)
-    effect = stats.LogRatio(0.0, a.mean_error, launches).minimum_detectable_effect(stats.VERDICT_LEVEL)
-    return Sight(setting, a, b, resampled, a.share(a.false_alarms), b.share(b.detections), effect)
+    error = stats.LogRatio(0.0, a.mean_error, launches)
+    effect = error.minimum_detectable_effect(stats.VERDICT_LEVEL, TOLERANCE)
+    return Sight(setting, a, b, a.share(a.false_alarms), b.share(b.detections), effect)
 
 
 # --- the two sides -----------------------------------------------------------------------

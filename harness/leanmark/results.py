@@ -270,7 +270,7 @@ class Result:
     footprint: Footprint | None = None
     cold_start: ColdStart | None = None
     cost: Cost | None = None
-    break_even_calls: Interval | None = None  # after which preparing has paid off; None where it never does
+    break_even_calls: Interval | None = None  # after which preparing has paid off; None where that was not shown
     energy: Energy | None = None  # None where no counter can be read
     on_device: OnDevice | None = None  # of CUDA targets
     evidence: tuple[Evidence, ...] = ()

@@ -25,7 +25,9 @@ _PAIRS_A_ROUND = 3
 # least so many of turns; and how far around the estimate the density of pairs is taken.
 _CORNER_LAUNCHES = 1.5
 _CORNER_TURNS = 0.05
-_SLOPE_TURNS = 0.15
+_SLOPE_TURNS = 0.3
+# Launches can balance by chance: an error is at least this share of what their pairs alone would give.
+_LEAST_ERROR = 0.3
 _BALANCED = 1e-9
 # A percentile is reported only where at least so many samples lie beyond it.
 _TAIL_SAMPLES = 5
@@ -51,10 +53,11 @@ class LogRatio:
             method="Huber location of paired log ratios, Student over launches",
         )
 
-    def minimum_detectable_effect(self, level: float = LEVEL) -> float:
-        """The relative change that this many launches detect with power 0.8."""
+    def minimum_detectable_effect(self, level: float = LEVEL, tolerance: float = 0.0) -> float:
+        """The relative change that so many launches show to lie beyond a tolerance, in 4 of 5 such comparisons."""
         freedom = self.launches - 1
-        return math.expm1((student(0.5 + level / 2, freedom) + student(POWER, freedom)) * self.error)
+        reach = (student(0.5 + level / 2, freedom) + student(POWER, freedom)) * self.error
+        return math.expm1(math.log1p(tolerance) + reach)
 
     def times(self, other: LogRatio) -> LogRatio:
         """The product of two ratios: variances add in log space, the fewer launches count."""
@@ -104,7 +107,8 @@ def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
     middle = _median(pairs)
     scale = _MAD_TO_SD * _median(np.abs(pairs - middle))
     own = _MEDIAN_EFFICIENCY * _MAD_TO_SD * _medians(np.abs(pairs - np.repeat(medians, sizes)), sizes)
-    between = _variance(medians) - float((own**2 / np.maximum(sizes / _PAIRS_A_ROUND, 1)).sum()) / count
+    alone = float((own**2 / np.maximum(sizes / _PAIRS_A_ROUND, 1)).sum()) / count  # variance, without launch effects
+    between = _variance(medians) - alone
     corner = max(_CORNER_LAUNCHES * math.sqrt(max(between, 0.0)), _CORNER_TURNS * scale, 1e-12)
 
     def pulls(at: float) -> Array:
@@ -124,14 +128,15 @@ def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
             break
         low, high = (middle, high) if pull > 0 else (low, middle)
         ahead = middle + pull / slope if slope else math.inf
-        before, middle = middle, ahead if low <= ahead <= high else (low + high) / 2
+        before, middle = middle, ahead if low < ahead < high else (low + high) / 2
         if abs(middle - before) < _BALANCED:
             break
     reach = max(corner, _SLOPE_TURNS * scale)
     while (slope := density(middle, reach)) == 0:
         reach *= 2
     by_launch = np.add.reduceat(pulls(middle), starts) / sizes
-    return LogRatio(middle, math.sqrt(_variance(by_launch) / count) / slope, count)
+    error = max(math.sqrt(_variance(by_launch)) / slope, _LEAST_ERROR * math.sqrt(alone))
+    return LogRatio(middle, error / math.sqrt(count), count)
 
 
 def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Verdict:
@@ -241,7 +246,14 @@ def break_even(seconds: float, before: float, ratio: Interval) -> Interval | Non
     if ratio.high >= 1:
         return None
     value, low, high = (seconds / (before * (1 - at)) for at in (ratio.value, ratio.low, ratio.high))
-    return Interval(value, low, high, ratio.level, ratio.n, "one-off seconds over seconds saved a call")
+    return Interval(
+        value,
+        low,
+        high,
+        ratio.level,
+        ratio.n,
+        "one-off seconds over seconds saved a call, by the interval of the ratio alone",
+    )
 
 
 def paired_difference(scores: Array, reference: Array, level: float = LEVEL) -> Interval:

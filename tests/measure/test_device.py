@@ -29,6 +29,7 @@ def fake_nvml(**changes: object) -> SimpleNamespace:
             "nvmlInit": lambda: None,
             "nvmlDeviceGetCount": lambda: 1,
             "nvmlDeviceGetHandleByIndex": lambda index: f"device {index}",
+            "nvmlDeviceGetHandleByUUID": lambda uuid: f"device {uuid}",
             "nvmlDeviceGetName": lambda handle: b"Test 9000",
             "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 4,
             "nvmlDeviceGetComputeRunningProcesses": lambda handle: processes,
@@ -58,6 +59,19 @@ def test_a_driver_that_fails_leaves_nothing_known(monkeypatch: pytest.MonkeyPatc
     assert device.read_devices() == ()
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlDeviceGetTotalEnergyConsumption=fails))
     assert energy.counter("cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"), [(None, "device 0"), ("1,0", "device 1"), ("GPU-a1b2", "device GPU-a1b2")]
+)
+def test_it_is_the_device_that_a_process_may_see(monkeypatch: pytest.MonkeyPatch, visible: str | None, name: str):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlDeviceGetName=lambda handle: handle))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = device.read_own_device(frozenset())
+    assert found is not None
+    assert found.name == name
 
 
 def test_energy_of_a_device_is_read_in_joules(monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ Read through NVML, where pynvml is installed; without it nothing is known, and n
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from leanmark.results import Device
@@ -29,6 +30,24 @@ def read_devices(own: frozenset[int] = frozenset()) -> tuple[Device, ...]:
         for index in range(nvml.nvmlDeviceGetCount()):
             found.append(_device(nvml, nvml.nvmlDeviceGetHandleByIndex(index), own))
     return tuple(found)
+
+
+def read_own_device(own: frozenset[int]) -> Device | None:
+    """The CUDA device that this process computes on: the first that it may see."""
+    nvml = start_nvml()
+    if nvml is None:
+        return None
+    with contextlib.suppress(nvml.NVMLError):
+        return _device(nvml, own_handle(nvml), own)
+    return None
+
+
+def own_handle(nvml: Any) -> Any:
+    """NVML's handle of the first device that CUDA_VISIBLE_DEVICES allows."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.isdigit() or not first:
+        return nvml.nvmlDeviceGetHandleByIndex(int(first or 0))
+    return nvml.nvmlDeviceGetHandleByUUID(first)
 
 
 def start_nvml() -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from leanmark.measure.device import start_nvml
+from leanmark.measure.device import own_handle, start_nvml
 
 # A counter that was read: joules since some moment, or None once it cannot be read any more.
 Counter = Callable[[], float | None]
@@ -56,7 +56,7 @@ def _joules(files: Iterable[Path]) -> float | None:
 def _nvml_device() -> Any:
     nvml = start_nvml()
     try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        handle = own_handle(nvml)
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # no NVML, or a device without the counter
         return None

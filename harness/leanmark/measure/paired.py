@@ -26,6 +26,9 @@ from leanmark.measure.sides import CAN_FORK, Bases, Opener, Seats, Side, SideErr
 from leanmark.processes import Death
 
 TURN_SECONDS = 0.001
+# Of two equal lengths of turns the one that is spread over more launches sees more, but each
+# launch costs a start; beyond so many little is gained. See docs/results.md.
+LAUNCHES = 24
 MINIMUM_ROUNDS = 4
 # A side's time in one copy: about what opening the next copy takes meanwhile.
 COPY_SECONDS = 0.1

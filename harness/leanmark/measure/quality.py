@@ -13,6 +13,7 @@ from leanmark import stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.jsonable import from_json
+from leanmark.measure import energy
 from leanmark.measure.sides import Side, Worker
 from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality
 
@@ -49,20 +50,30 @@ class Inspection:
     on_device: OnDevice | None = None
 
 
-def inspect(side: Side) -> Inspection:
+def inspect(side: Side, *, answers_only: bool = False) -> Inspection:
     """Start a fresh process, note what the start costs, and collect its answers.
 
-    Raises SideError.
+    answers_only: neither energy nor what happens on a device. Raises SideError.
     """
     worker = Worker(side)
     try:
-        return answer(worker, worker.open())
+        cold_start = worker.open()
+        answers, peak = _ask_answers(worker)
+        cold_start = replace(cold_start, rss_peak_bytes=peak)
+        if answers_only:
+            return Inspection(answers, cold_start)
+        return Inspection(answers, cold_start, energy_a_call(worker), on_device(worker))
     finally:
         worker.close()
 
 
-def answer(worker: Worker, cold_start: ColdStart) -> Inspection:
-    """Collect the answers of a worker that was just opened. Raises SideError."""
+def reads_the_whole_machine(side: Side) -> bool:
+    """Whether its inspection also counts what runs beside it, as a package's energy or a device's processes do."""
+    return side.target.device != "cpu" or energy.counter(side.target.device) is not None
+
+
+def _ask_answers(worker: Worker) -> tuple[Answers, int]:
+    """What a worker answers on the test split, and its peak resident size in bytes. Raises SideError."""
     message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="answers")
     outputs = tuple(message[f"output_{index}"] for index in range(message["outputs"]))
     score = message.get("score")
@@ -73,8 +84,7 @@ def answer(worker: Worker, cold_start: ColdStart) -> Inspection:
         None if score is None else float(score[0]),
         message.get("replicates"),
     )
-    cold_start = replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"])
-    return Inspection(answers, cold_start, energy_a_call(worker), on_device(worker))
+    return answers, message["rss_peak_bytes"]
 
 
 def on_device(worker: Worker) -> OnDevice | None:

@@ -118,13 +118,13 @@ class Side:
     def on_device(self, message: Message) -> tuple[Message, dict[str, Array]]:
         """Times between CUDA events around calls, the peak of device memory, and the device as its driver sees it."""
         from leanmark.jsonable import to_json
-        from leanmark.measure.device import read_devices
+        from leanmark.measure.device import read_own_device
 
         inputs = itertools.cycle(self.inputs)
         seconds = [self.session.event_seconds(next(inputs)) for _ in range(message["calls"])]
-        devices = read_devices(frozenset({os.getpid()}))
+        device = read_own_device(frozenset({os.getpid()}))
         found = {
-            "device": to_json(devices[0]) if devices else None,
+            "device": None if device is None else to_json(device),
             "peak_bytes": self.session.peak_device_bytes(),
         }
         return found, {"event_seconds": np.array([value for value in seconds if value is not None])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from leanmark import stats
 from leanmark.jsonable import to_json
 from leanmark.results import Interval
 
@@ -41,18 +42,17 @@ def print_power(power: Power, console: Console) -> None:
     """False alarms and detections, alone and beside a busy neighbour."""
     console.print(
         f"\nDuels of {power.seconds:g} s of a network of about 1 ms on onnxruntime, tolerance "
-        f"{power.tolerance:.1%}, intervals at 95 %:",
+        f"{power.tolerance:.1%}, verdicts at {stats.VERDICT_LEVEL:.0%}, shares with 95 % intervals:",
         highlight=False,
     )
     for sight in power.sights:
         where = "beside a busy neighbour" if sight.setting.busy else "alone"
         lines = [
             f"{where}:",
-            f"  false alarms {sight.same.false_alarms} of {sight.same.count} {_within(sight.false_alarms)}; "
-            f"put together anew from the same launches {sight.resampled.false_alarms} of {sight.resampled.count}",
+            f"  false alarms {sight.same.false_alarms} of {sight.same.count} {_within(sight.false_alarms)}",
             f"  a slowdown of {power.slowdown:.0%} was seen in {sight.slower.detections} of {sight.slower.count} "
             f"{_within(sight.detections)}",
-            f"  minimum detectable effect {sight.minimum_detectable_effect:.2%}",
+            f"  minimum detectable effect {sight.minimum_detectable_effect:.2%} (shown in 4 of 5 such duels)",
         ]
         console.print("\n".join(lines), markup=False, highlight=False)
 

@@ -86,7 +86,7 @@ def print_duel(duel: Duel, console: Console) -> None:
     console.print(sentence, markup=False, soft_wrap=True)
     console.print(
         f"latency ratio {ratio.value:.4f}x [{ratio.low:.4f}, {ratio.high:.4f}] (95 %, {ratio.n} launches); "
-        f"a change of {duel.minimum_detectable_effect:.1%} would have been seen",
+        f"4 of 5 such duels would show a change of {duel.minimum_detectable_effect:.1%}",
         markup=False,
     )
     for name, timing in ((duel.first, duel.first_timing), (duel.second, duel.second_timing)):
