@@ -17,7 +17,7 @@ from bench import Figure, print_figures
 from leanmark import power, registry, stats
 from leanmark.host import available_cpus
 from leanmark.measure import paired
-from leanmark.measure.launches import Launch
+from leanmark.measure.launches import Launch, LaunchFacts, compare
 from leanmark.measure.sides import Bases, Side, Worker
 from leanmark.processes import kill_all, thread_environment
 
@@ -112,15 +112,18 @@ def waiting(folder: Path, count: int) -> Figure:
 
 
 def judging(cells: int) -> Figure:
-    """Seconds for estimate, interval and verdict of 10,000 cells of 1,000 turns a side, in 10 launches."""
+    """Seconds for estimate, interval and verdict of 10,000 cells of 1,000 stored turns a side, in 10 launches."""
     random = np.random.default_rng(0)
-    speeds = 1e-3 * np.exp(random.choice([0.0, 0.15], (50, 10, 100, 2)) + random.normal(0, 0.03, (50, 10, 100, 2)))
-    copies = np.repeat(np.arange(10), 10)
+    facts = LaunchFacts(("variant", "reference"), 2, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
+    blocks: list[list[Launch]] = []
+    for _ in range(50):
+        turns = 1e-3 * np.exp(random.choice([0.0, 0.15], (10, 100, 2)) + random.normal(0, 0.03, (10, 100, 2)))
+        share = np.where(random.random(turns.shape) < 0.05, 0.5, 1.0)
+        alone = np.zeros((2, 0, 0)), np.zeros((2, 0))
+        blocks.append([Launch(facts, turns[at], share[at], np.repeat(np.arange(10), 10), *alone) for at in range(10)])
     begun = time.perf_counter()
     for number in range(cells):
-        launches = speeds[number % len(speeds)]
-        pairs = [stats.close_pairs(launch[:, 1], launch[:, 0], copies) for launch in launches]
-        ratio = stats.paired_log_ratio(pairs)
+        ratio = compare(blocks[number % len(blocks)], "variant", "reference")
         ratio.interval()
         stats.judge(ratio, 0.005)
     return Figure("judging 10,000 cells of 1,000 turns", "s", ((time.perf_counter() - begun) * 10_000 / cells,), 10)

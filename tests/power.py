@@ -145,7 +145,7 @@ def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Pa
         "shape": asdict(shape),
         "calls_a_turn": calls,
         "call_seconds": float(sum(launch.seconds.sum() for launch in launches)) * (calls + 1),
-        "comparisons": len(list(power.comparisons(launches, shape.copies))),
+        "comparisons": len(list(power.comparisons(launches, shape.copies, shape.launches - 4))),
     }
     return about, turns_of(launches)
 
@@ -235,12 +235,13 @@ def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) ->
     def within(to: Shape, seconds: float) -> int:
         return min(to.launches, int(seconds / (to.copies * copy_seconds)))
 
-    def units(to: Shape) -> list[list[list[Any]]]:
-        """For every part, for every launch, the pairs of each comparison."""
-        return [list(zip(*power.comparisons(launches, to.copies), strict=True)) for launches, _ in parts]
+    def cut(to: Shape, launches_each: int) -> Iterator[list[Any]]:
+        for launches, _ in parts:
+            for comparison in power.comparisons(launches, to.copies, launches_each):
+                yield comparison[:launches_each]
 
     def drawn(to: Shape, seconds: float, count: int, slower: float, beyond: float) -> dict[str, Any]:
-        recorded = [launch for part in units(to) for launch in part]
+        recorded = [units for launches, _ in parts for launch in launches if (units := power.units(launch, to.copies))]
         if len(recorded) < DRAWN_FROM:
             return {}
         samples = power.resample(recorded, within(to, seconds), count, seed=round(1000 * slower))
@@ -248,7 +249,7 @@ def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) ->
 
     seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
     count = within(shape, seconds)
-    real = [comparison[:count] for part in units(shape) for comparison in map(list, zip(*part, strict=True))]
+    real = list(cut(shape, count))
     row: dict[str, Any] = {
         "call_share": sum(about["call_seconds"] for _, about in parts) / sum(a["wall_seconds"] for _, a in parts),
         "milliseconds": 1e3 * float(np.median(np.concatenate([x.seconds[:, 0] for ls, _ in parts for x in ls]))),

@@ -13,6 +13,7 @@ from leanmark.cli import app
 from leanmark.doctor import Machine, State
 from leanmark.errors import InvalidInput
 from leanmark.measure import energy
+from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.results import Device
 
 QUIET = Machine(
@@ -89,7 +90,7 @@ def test_what_the_system_says_is_read(tmp_path: Path):
     )
     machine = doctor.read_machine(root)
     assert (machine.governors, machine.turbo, machine.smt) == (("powersave",), True, True)
-    assert (machine.quota, machine.throttled, machine.pressure) == (1.5, 4, 12.5)
+    assert (machine.quota, machine.throttled, machine.pressure) == (1.5, 0, 12.5)
     assert (machine.frequency, machine.energy, machine.steal) == (True, ("RAPL package-0",), 0.0)
     counted = energy.counter("cpu", root)
     assert counted is not None
@@ -137,7 +138,20 @@ def test_a_tally_knows_alarms_detections_and_coverage():
     assert shifted.detections >= 195
 
 
-def test_comparisons_share_no_turn_and_are_resampled_without_repetition():
+def test_comparisons_share_no_turn():
+    facts = LaunchFacts(("reference", "other"), 1, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
+    seconds = np.stack([np.ones(24), np.exp(np.arange(24) / 1000)], axis=1)
+    one = Launch(facts, seconds, np.ones((24, 2)), np.arange(24) // 6, np.zeros((2, 0, 0)), np.zeros((2, 0)))
+    found = list(power.comparisons([one] * 3, 2, 3))  # four copies make two comparisons of two
+    assert [len(item) for item in found] == [3, 3]
+    first, second = (set(np.round(1000 * item[0]).astype(int)) for item in found)
+    assert (first, second) == (set(range(12)), set(range(12, 24)))
+    short = replace(one, seconds=seconds[:12], cpu_share=np.ones((12, 2)), copies=one.copies[:12])
+    assert [len(item) for item in power.comparisons([one, one, short], 2, 2)] == [3, 2]
+    assert len(list(power.comparisons([one, one, short], 2, 3))) == 1
+
+
+def test_launches_are_drawn_without_repetition():
     drawn = list(power.resample([[np.full(3, number / 1000)] * 2 for number in range(20)], 12, 50, 0))
     assert all(len({abs(float(item[0])) for item in one}) == 12 for one in drawn)
     assert power.shape_for(5).seconds <= 5

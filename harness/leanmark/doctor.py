@@ -55,10 +55,9 @@ class Machine:
     turbo: bool | None = None
     smt: bool | None = None
     quota: float | None = None  # processors that the control group may use
-    throttled: int | None = None  # periods, since the group began
+    throttled: int | None = None  # periods of the sample in which the group was held back
     pressure: float | None = None  # percent of the last 10 s
     steal: float | None = None  # share of the sample
-    load: float | None = None
     swap_bytes: int | None = None
     frequency: bool = False
     energy: tuple[str, ...] = ()
@@ -106,7 +105,7 @@ def _processors(machine: Machine) -> list[Finding]:
             _finding(
                 "quota",
                 enough and not machine.throttled,
-                f"{machine.quota:g} processors for the control group; it was held back {machine.throttled or 0} times",
+                f"{machine.quota:g} processors for the control group, held back {machine.throttled or 0} times",
                 "A quota stops processes in the middle of a call. Give the container whole processors (--cpuset-cpus).",
             )
         )
@@ -235,7 +234,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
     import psutil
 
     cpus = available_cpus()
-    before, first = _times(root), _processes()
+    before, first, held = _times(root), _processes(), _throttled(root)
     jumps = tuple(_jumps(cpu) for cpu in cpus[:8])
     time.sleep(max(0.0, _SAMPLE_SECONDS - 0.3 * len(jumps)))
     after, second = _times(root), _processes()
@@ -250,10 +249,9 @@ def read_machine(root: Path = Path("/")) -> Machine:
         turbo=_turbo(root),
         smt=_flag(root / "sys/devices/system/cpu/smt/active"),
         quota=_quota(root),
-        throttled=_throttled(root),
+        throttled=None if held is None else (_throttled(root) or held) - held,
         pressure=environment.read_pressure(root),
         steal=_steal(before, after),
-        load=os.getloadavg()[0],
         swap_bytes=psutil.swap_memory().used,
         frequency=any(root.glob("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")),
         energy=energy.sources(root),

@@ -108,25 +108,33 @@ def record(
     return found
 
 
-def comparisons(launches: Sequence[Launch], copies: int) -> Iterator[list[Array]]:
-    """The close pairs of each comparison, one array a launch; none shares a turn with another."""
-    alike = min(len(set(launch.copies.tolist())) for launch in launches)
-    for number in range(alike // copies):
-        yield [unit(launch, number, copies) for launch in launches]
+def comparisons(launches: Sequence[Launch], copies: int, least: int) -> Iterator[list[Array]]:
+    """The close pairs of each comparison, one array a launch; none shares a turn with another.
+
+    A comparison has the launches that have so many copies for it, at least `least`.
+    """
+    by_launch = [units(launch, copies) for launch in launches]
+    for number in range(max(map(len, by_launch), default=0)):
+        found = [items[number] for items in by_launch if number < len(items)]
+        if len(found) >= least:
+            yield found
 
 
-def unit(launch: Launch, number: int, copies: int) -> Array:
-    """The close pairs of the copies of one comparison in one launch."""
-    chosen = launch.copies // copies == number
-    part = replace(
+def units(launch: Launch, copies: int) -> list[Array]:
+    """What one launch has for each comparison of so many copies: the close pairs of its two sides."""
+    whole = len(np.unique(launch.copies)) // copies
+    found = (_part(launch, launch.copies // copies == number) for number in range(whole))
+    return [pairs for part in found if (pairs := part.pairs(*reversed(launch.facts.sides))) is not None]
+
+
+def _part(launch: Launch, chosen: Array) -> Launch:
+    """Some rounds of a launch."""
+    return replace(
         launch,
         seconds=launch.seconds[chosen],
         cpu_share=launch.cpu_share[chosen],
         copies=launch.copies[chosen],
     )
-    pairs = part.pairs(*reversed(launch.facts.sides))
-    assert pairs is not None
-    return pairs
 
 
 def resample(recorded: Sequence[Sequence[Array]], launches: int, count: int, seed: int) -> Iterator[list[Array]]:
@@ -251,7 +259,7 @@ def measure_power(total_seconds: float, budget_seconds: float, advance: Advance)
                         done,
                         lambda share, at=at, label=label: advance(at + share / (2 * len(settings)), label),
                     )
-                    kinds.append(list(comparisons(launches, shape.copies)))
+                    kinds.append(list(comparisons(launches, shape.copies, shape.launches * 3 // 4)))
                     done += 1
                 sights.append(_sight(setting, kinds[0], kinds[1], shape.launches))
     finally:

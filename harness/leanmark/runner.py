@@ -81,7 +81,7 @@ def _run(planned: Planned, journal: runs.Journal, advance: Advance) -> Run:
         results=found,
         warnings=warnings,
     )
-    runs.write_run(journal.folder, run, _turns(plan, findings))
+    runs.write_run(journal.folder, run, _stretches(plan, findings))
     return run
 
 
@@ -134,8 +134,8 @@ def _check_same_plan(journal: runs.Journal, digest: str) -> None:
         )
 
 
-def _turns(plan: Plan, findings: Findings) -> dict[str, list[float]]:
-    """Seconds a call of every turn of every cell."""
+def _stretches(plan: Plan, findings: Findings) -> dict[str, list[float]]:
+    """Seconds a call of every stretch that each cell had to itself."""
     return {cell.id: stretch_seconds(findings.launches.get(cell.block, ()), cell.id) for cell in plan.cells}
 
 

@@ -64,8 +64,8 @@ class LogRatio:
         return LogRatio(self.mean + other.mean, math.hypot(self.error, other.error), min(self.launches, other.launches))
 
 
-def close_pairs(seconds: Array, reference: Array, copies: Array) -> Array:
-    """Log ratios of turns that are close in time, in one launch; shape (pairs,).
+def pair_table(seconds: Array, reference: Array, copies: Array) -> Array:
+    """Log ratios of turns that are close in time; shape (rounds, 3), NaN where there is no such pair.
 
     seconds, reference: shape (rounds,), the turns of each side in order; NaN for a turn
     that does not count. copies: shape (rounds,), the copy of the processes that played
@@ -74,9 +74,18 @@ def close_pairs(seconds: Array, reference: Array, copies: Array) -> Array:
     pairing, all of them close.
     """
     a, b = np.log(seconds), np.log(reference)
-    same = copies[1:] == copies[:-1]
-    pairs = np.concatenate([a - b, (a[1:] - b[:-1])[same], (a[:-1] - b[1:])[same]])
-    return pairs[np.isfinite(pairs)]
+    alike = np.where(copies[1:] == copies[:-1], 0.0, np.nan)
+    table = np.full((len(a), 3), np.nan)
+    table[:, 0] = a - b
+    table[1:, 1] = a[1:] - b[:-1] + alike
+    table[1:, 2] = a[:-1] - b[1:] + alike
+    return table
+
+
+def close_pairs(seconds: Array, reference: Array, copies: Array) -> Array:
+    """All entries of the `pair_table` of one launch; shape (pairs,)."""
+    table = pair_table(seconds, reference, copies)
+    return table[np.isfinite(table)]
 
 
 def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
@@ -94,49 +103,78 @@ def paired_log_ratio(launches: Sequence[Array]) -> LogRatio:
 
     Raises ValueError with fewer than 4 launches or an empty one.
     """
-    count = len(launches)
-    if count < MINIMUM_LAUNCHES:
-        raise ValueError(f"an interval needs at least {MINIMUM_LAUNCHES} launches, not {count}")
     if any(launch.size == 0 for launch in launches):
         raise ValueError("a launch has no pairs")
-    sizes = np.array([launch.size for launch in launches])
-    pairs = np.concatenate(launches)
-    starts = np.cumsum(sizes) - sizes
+    return balanced(np.concatenate(launches or [np.empty(0)]), np.array([launch.size for launch in launches]))
+
+
+def balanced(pairs: Array, sizes: Array) -> LogRatio:
+    """`paired_log_ratio` of pairs in one array, launch after launch, each with so many.
+
+    Raises ValueError with fewer than 4 launches.
+    """
+    count = len(sizes)
+    if count < MINIMUM_LAUNCHES:
+        raise ValueError(f"an interval needs at least {MINIMUM_LAUNCHES} launches, not {count}")
     medians = _medians(pairs, sizes)
-    weights = np.repeat(1 / (sizes * count), sizes)
-    middle = _median(pairs)
+    ordered = _Ordered(pairs, np.repeat(1 / (sizes * count), sizes))
+    middle = float(ordered.values[(pairs.size - 1) // 2] + ordered.values[pairs.size // 2]) / 2
     scale = _MAD_TO_SD * _median(np.abs(pairs - middle))
     own = _MEDIAN_EFFICIENCY * _MAD_TO_SD * _medians(np.abs(pairs - np.repeat(medians, sizes)), sizes)
     alone = float((own**2 / np.maximum(sizes / _PAIRS_A_ROUND, 1)).sum()) / count  # variance, without launch effects
     between = _variance(medians) - alone
     corner = max(_CORNER_LAUNCHES * math.sqrt(max(between, 0.0)), _CORNER_TURNS * scale, 1e-12)
-
-    def pulls(at: float) -> Array:
-        """How far each pair pulls upwards, from -1 to 1."""
-        return np.minimum(np.maximum((pairs - at) / corner, -1.0), 1.0)
-
-    def density(at: float, reach: float) -> float:
-        return float(weights[np.abs(pairs - at) < reach].sum()) / reach
-
-    # Where the pulls cancel out: Newton's method, kept within what is known.
-    low, high = float(pairs.min()), float(pairs.max())
-    for _ in range(100):
-        pull, slope = float(pulls(middle) @ weights), density(middle, corner)
-        if slope == 0 and abs(pull) < _BALANCED:  # anywhere between two pairs, so in their middle
-            below, above = pairs[pairs < middle], pairs[pairs > middle]
-            middle = (float(below.max()) + float(above.min())) / 2
-            break
-        low, high = (middle, high) if pull > 0 else (low, middle)
-        ahead = middle + pull / slope if slope else math.inf
-        before, middle = middle, ahead if low < ahead < high else (low + high) / 2
-        if abs(middle - before) < _BALANCED:
-            break
+    middle = ordered.balance(middle, corner)
     reach = max(corner, _SLOPE_TURNS * scale)
-    while (slope := density(middle, reach)) == 0:
+    while (slope := ordered.density(middle, reach)) == 0:
         reach *= 2
-    by_launch = np.add.reduceat(pulls(middle), starts) / sizes
+    pulls = np.minimum(np.maximum((pairs - middle) / corner, -1.0), 1.0)
+    by_launch = np.add.reduceat(pulls, np.cumsum(sizes) - sizes) / sizes
     error = max(math.sqrt(_variance(by_launch)) / slope, _LEAST_ERROR * math.sqrt(alone))
     return LogRatio(middle, error / math.sqrt(count), count)
+
+
+class _Ordered:
+    """Weighted values in order, with running sums, so that how they pull at a point is two look-ups.
+
+    A value pulls by its weight; within `corner` of the point, by a share of it that
+    falls with the distance. All weights together are 1.
+    """
+
+    def __init__(self, values: Array, weights: Array) -> None:
+        order = np.argsort(values)
+        self.values = values[order]
+        self.weights = np.concatenate([[0.0], np.cumsum(weights[order])])
+        self.moments = np.concatenate([[0.0], np.cumsum(weights[order] * self.values)])
+
+    def _near(self, at: float, reach: float) -> tuple[int, int, float]:
+        """The first value within reach, the first beyond, and the weight of those between."""
+        first, last = self.values.searchsorted([at - reach, at + reach]).tolist()
+        return first, last, float(self.weights[last] - self.weights[first])
+
+    def density(self, at: float, reach: float) -> float:
+        return self._near(at, reach)[2] / reach
+
+    def pull(self, at: float, corner: float) -> tuple[float, float]:
+        """Upwards, from -1 to 1, and by how much it falls when the point moves up."""
+        first, last, weight = self._near(at, corner)
+        near = (float(self.moments[last] - self.moments[first]) - at * weight) / corner
+        return near + 1.0 - float(self.weights[last]) - float(self.weights[first]), weight / corner
+
+    def balance(self, middle: float, corner: float) -> float:
+        """Where the pulls cancel out: Newton's method from `middle`, kept within what is known."""
+        low, high = float(self.values[0]), float(self.values[-1])
+        for _ in range(100):
+            pull, slope = self.pull(middle, corner)
+            if slope == 0 and abs(pull) < _BALANCED:  # anywhere between two values, so in their middle
+                above = int(self.values.searchsorted(middle))
+                return float(self.values[above - 1] + self.values[above]) / 2
+            low, high = (middle, high) if pull > 0 else (low, middle)
+            ahead = middle + pull / slope if slope else math.inf
+            before, middle = middle, ahead if low < ahead < high else (low + high) / 2
+            if abs(middle - before) < _BALANCED:
+                break
+        return middle
 
 
 def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Verdict:
@@ -174,7 +212,7 @@ def _medians(values: Array, sizes: Array) -> Array:
         rows = np.full((len(sizes), longest), np.inf)
         rows[np.arange(longest) < sizes[:, None]] = values
     low, high = (sizes - 1) // 2, sizes // 2
-    rows = np.partition(rows, tuple({*low.tolist(), *high.tolist()}), axis=1)
+    rows = np.sort(rows, axis=1)
     where = np.arange(len(rows))
     return (rows[where, low] + rows[where, high]) / 2
 

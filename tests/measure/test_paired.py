@@ -195,6 +195,19 @@ def test_no_worker_outlives_a_measurement_that_is_given_up(folder: Path):
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
+def test_interpreters_that_are_killed_are_reported_and_nothing_waits_for_them(folder: Path):
+    import psutil
+
+    sides = [real(folder, name, "plain") for name in ("reference", "other")]
+    measured = measure(sides, launches=4, seconds=0.05, cpus=available_cpus(), seed=1)
+    assert next(measured).deaths == {}
+    for child in psutil.Process().children():
+        child.kill()
+    (last,) = measured
+    assert last.facts.sides == ()
+    assert "SIGKILL" in last.deaths["reference"].reason
+
+
 def test_both_sides_get_the_same_inputs_in_order(folder: Path):
     worker = Worker(real(folder, "reference", "plain"))
     try:

@@ -1,7 +1,7 @@
 """Runs on disk: the document, the journal that a killed run resumes from, the raw samples.
 
 A run is a folder: ``journal.jsonl`` while it goes on, ``run.json`` when it is done,
-``samples/`` with the turns of every launch, ``index.html``. The document is a valid
+``samples/`` with what every launch measured, ``index.html``. The document is a valid
 pytest-benchmark document.
 """
 
@@ -161,7 +161,7 @@ def write_atomically(path: Path, content: str) -> None:
 
 
 def write_samples(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
-    """Store the raw turns of one launch, compressed."""
+    """Store the raw samples of one launch, compressed."""
     path = folder / SAMPLES / f"{name}.npz"
     with telling(path):
         part = path.with_suffix(".part")
@@ -177,7 +177,7 @@ def write_samples(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
 
 
 def read_samples(folder: Path, name: str) -> dict[str, Array]:
-    """The raw turns of one launch."""
+    """The raw samples of one launch."""
     path = folder / SAMPLES / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -189,20 +189,20 @@ def read_samples(folder: Path, name: str) -> dict[str, Array]:
 # --- the document ----------------------------------------------------------------
 
 
-def document(run: Run, turns: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def document(run: Run, stretches: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """The run as a pytest-benchmark document.
 
-    `turns` holds seconds a call of every turn, by cell id; cells without turns
-    stand under the top-level key ``leanmark`` only.
+    `stretches` holds seconds a call of every stretch of calls in a row, by cell id; cells
+    without any stand under the top-level key ``leanmark`` only.
     """
     header = to_json(run)
     del header["results"]
-    measured = [result for result in run.results if turns.get(result.cell.id)]
-    unmeasured = [result for result in run.results if not turns.get(result.cell.id)]
+    measured = [result for result in run.results if stretches.get(result.cell.id)]
+    unmeasured = [result for result in run.results if not stretches.get(result.cell.id)]
     return {
         "machine_info": _machine_info(run),
         "commit_info": dict(run.commit),
-        "benchmarks": [_benchmark(result, turns[result.cell.id]) for result in measured],
+        "benchmarks": [_benchmark(result, stretches[result.cell.id]) for result in measured],
         "datetime": run.started,
         "version": _pytest_benchmark_version(),
         "leanmark": {
@@ -214,11 +214,11 @@ def document(run: Run, turns: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def _benchmark(result: Result, turns: Sequence[float]) -> dict[str, Any]:
+def _benchmark(result: Result, stretches: Sequence[float]) -> dict[str, Any]:
     from pytest_benchmark.stats import Stats
 
     stats = Stats()
-    for seconds in turns:
+    for seconds in stretches:
         stats.update(seconds)
     cell = result.cell
     return {
@@ -254,10 +254,10 @@ def _pytest_benchmark_version() -> str:
     return importlib.metadata.version("pytest-benchmark")
 
 
-def write_run(folder: Path, run: Run, turns: Mapping[str, Sequence[float]]) -> Path:
+def write_run(folder: Path, run: Run, stretches: Mapping[str, Sequence[float]]) -> Path:
     """Put the document of a run in place by an atomic rename."""
     path = folder / DOCUMENT
-    write_atomically(path, json.dumps(document(run, turns), indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(document(run, stretches), indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from leanmark import stats
 from leanmark.arrays import Array
@@ -57,21 +58,18 @@ class Launch:
     def column(self, side: str) -> int | None:
         return self.facts.sides.index(side) if side in self.facts.sides else None
 
+    @cached_property
+    def undisturbed(self) -> Array:
+        """Which turns nothing disturbed from outside; shape (rounds, sides)."""
+        return self.cpu_share >= UNDISTURBED_SHARE * np.array(self.facts.busy)
+
     def disturbed(self, column: int) -> Array:
-        """Which turns of a side were disturbed from outside; shape (rounds,)."""
-        return self.cpu_share[:, column] < UNDISTURBED_SHARE * self.facts.busy[column]
+        """Which turns of a side were disturbed; shape (rounds,)."""
+        return ~self.undisturbed[:, column]
 
     def pairs(self, side: str, reference: str) -> Array | None:
         """Log ratios of close turns of side over reference; None if they never met."""
-        a, b = self.column(side), self.column(reference)
-        if a is None or b is None:
-            return None
-        # Both sides without their disturbed turns, or, where a side has few others, both with all of theirs.
-        good = [~self.disturbed(column) for column in (a, b)]
-        if min(mask.mean() for mask in good) < 0.5:
-            good = [np.ones_like(mask) for mask in good]
-        own, other = (np.where(mask, self.seconds[:, at], np.nan) for mask, at in zip(good, (a, b), strict=True))
-        pairs = stats.close_pairs(own, other, self.copies)
+        pairs, _ = _pairs([self], side, reference)
         return pairs if pairs.size else None
 
     def arrays(self) -> dict[str, Array]:
@@ -97,8 +95,35 @@ _ARRAYS = ("seconds", "cpu_share", "copies", "solo", "solo_share")
 
 def compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio:
     """The log ratio of side over reference. Raises ValueError with too few launches."""
-    met = (launch.pairs(side, reference) for launch in launches)
-    return stats.paired_log_ratio([pairs for pairs in met if pairs is not None])
+    return stats.balanced(*_pairs(launches, side, reference))
+
+
+def _pairs(launches: Sequence[Launch], side: str, reference: str) -> tuple[Array, Array]:
+    """The pairs of all launches in which two sides met, one launch after the other, and how many each has.
+
+    Of a launch count the undisturbed turns of both sides, or, where a side has few of them, all turns of both.
+    """
+    met = [
+        (launch, [a, b])
+        for launch in launches
+        if (a := launch.column(side)) is not None and (b := launch.column(reference)) is not None and len(launch.copies)
+    ]
+    if not met:
+        return np.empty(0), np.empty(0, dtype=np.int64)
+    rounds = np.array([len(launch.copies) for launch, _ in met])
+    starts = np.cumsum(rounds) - rounds
+    seconds, good = (
+        np.concatenate([getattr(launch, name).take(both, axis=1) for launch, both in met])
+        for name in ("seconds", "undisturbed")
+    )
+    few = np.add.reduceat(good, starts, axis=0, dtype=np.int64).min(axis=1) < rounds / 2
+    good |= np.repeat(few, rounds)[:, None]
+    copies = np.concatenate([launch.copies for launch, _ in met]) + np.repeat(starts, rounds)  # none is two launches'
+    own, other = np.where(good, seconds, np.nan).T
+    table = stats.pair_table(own, other, copies)
+    valid = np.isfinite(table)
+    sizes = np.add.reduceat(valid.sum(axis=1), starts)
+    return table[valid], sizes[sizes > 0]
 
 
 def timing(launches: Sequence[Launch], side: str) -> Timing | None:

@@ -104,14 +104,6 @@ class _Amount:
     limit_seconds: float  # for a turn
 
 
-def _amount(seconds: float, copy_seconds: float, guess: Mapping[str, float], calls: int) -> _Amount:
-    """As many copies as last `copy_seconds` a side, but each with a few rounds."""
-    round_seconds = max(sum(guess.values()) * (calls + 1), 1e-9)
-    rounds = max(MINIMUM_ROUNDS, round(seconds * len(guess) / round_seconds))
-    copies = max(1, min(round(seconds / copy_seconds), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
-    return _Amount(calls, copies, math.ceil(rounds / copies), PATIENCE_SECONDS + 20 * round_seconds)
-
-
 class _Block:
     """Sides that are measured together, and the workers that are open or being opened for them."""
 
@@ -135,6 +127,7 @@ class _Block:
         loading = max(registry.get_runtime(side.target.runtime).load_seconds for side in sides)
         self.copy_seconds = max(COPY_SECONDS, loading)
         self.overlap = overlap and self.threads < len(self.cpus)
+        self.fastest: dict[str, float] = {}  # seconds a call of each side, at its best
         self.bases: dict[int, Future[Bases]] = {}
         self.ahead: Future[Seats] | None = None
 
@@ -163,9 +156,9 @@ class _Block:
                 if alive[0] not in living:
                     self.opener.close(seats)
                     break
-                amount = amount or _amount(
-                    self.seconds, self.copy_seconds, guess, calls or calls_a_turn(guess[alive[0].name])
-                )
+                # What was disturbed while it warmed up is not as slow as it seems.
+                self.fastest |= {name: min(now, self.fastest.get(name, now)) for name, now in guess.items()}
+                amount = amount or self._amount({side.name for side in living}, calls, alive[0].name)
                 fits = self.overlap and available_memory() > 2 * seats.memory_bytes
                 if fits:
                     overlapped = True
@@ -192,6 +185,14 @@ class _Block:
             "steal_share": _steal_share(stolen, time.perf_counter() - begun),
         }
         return table.gather(sides, amount.calls if amount else 1, facts)
+
+    def _amount(self, living: Set[str], calls: int | None, reference: str) -> _Amount:
+        """As many copies as last `copy_seconds` a side, but each with a few rounds."""
+        calls = calls or calls_a_turn(self.fastest[reference])
+        round_seconds = max(sum(self.fastest[name] for name in living) * (calls + 1), 1e-9)
+        rounds = max(MINIMUM_ROUNDS, round(self.seconds * len(living) / round_seconds))
+        copies = max(1, min(round(self.seconds / self.copy_seconds), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
+        return _Amount(calls, copies, math.ceil(rounds / copies), PATIENCE_SECONDS + 20 * round_seconds)
 
     def _others(self, chosen: Sequence[int]) -> list[int]:
         return [cpu for cpu in self.cpus if cpu not in chosen] or list(self.cpus)
