@@ -167,7 +167,7 @@ def _is_slower(before: Path, after: Path) -> bool:
 
 def _python(side: Side, *arguments: str, check: Callable[[int, str], bool] = lambda code, _: code == 0) -> str:
     """Run a Python process that knows its side; returns what it printed. Raises RuntimeError."""
-    opening: dict[str, Any] = {**side.opening(), "fresh": False}
+    opening: dict[str, Any] = {**side.opening(), "fresh": False, "warm_seconds": 0.0}
     environment = {**os.environ, **thread_environment(side.target.threads), "LEANMARK_CONTESTANT": json.dumps(opening)}
     done = subprocess.run(
         [sys.executable, *arguments],
