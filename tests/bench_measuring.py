@@ -91,8 +91,8 @@ def a_block(runtime: str, milliseconds: float, cells: int, folder: Path, count: 
 
 
 def _call_seconds(launch: Launch) -> float:
-    calls = launch.facts.calls_a_turn
-    return float(launch.seconds.sum()) * (calls + 1) + float(launch.solo.sum()) * 1e-9
+    calls = launch.facts.calls_a_turn + launch.facts.untimed
+    return float(launch.seconds.sum()) * calls + float(launch.solo.sum()) * 1e-9
 
 
 def waiting(folder: Path, count: int) -> Figure:
@@ -114,7 +114,7 @@ def waiting(folder: Path, count: int) -> Figure:
 def judging(cells: int) -> Figure:
     """Seconds for estimate, interval and verdict of 10,000 cells of 1,000 stored turns a side, in 10 launches."""
     random = np.random.default_rng(0)
-    facts = LaunchFacts(("variant", "reference"), 2, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
+    facts = LaunchFacts(("variant", "reference"), 2, 1, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
     blocks: list[list[Launch]] = []
     for _ in range(50):
         turns = 1e-3 * np.exp(random.choice([0.0, 0.15], (10, 100, 2)) + random.normal(0, 0.03, (10, 100, 2)))

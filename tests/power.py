@@ -97,7 +97,10 @@ def load_part(path: Path) -> tuple[list[Launch], dict[str, Any]]:
         for number in range(about["shape"]["launches"]):
             turns, copies = stored[f"turns_{number}"], stored[f"copies_{number}"].astype(np.int32)
             facts = LaunchFacts(
-                ("reference", "other"), about["calls_a_turn"], True, True, (), 0.0, 0.0, None, (1.0, 1.0), {}
+                ("reference", "other"),
+                about["calls_a_turn"],
+                about["untimed"],
+                *(True, True, (), 0.0, 0.0, None, (1.0, 1.0), {}),
             )
             share = np.where(turns < 0, 0.0, 1.0)
             launches.append(Launch(facts, np.abs(turns) * UNIT, share, copies, np.zeros((2, 0, 0)), np.zeros((2, 0))))
@@ -139,15 +142,21 @@ def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Pa
     slowdown, shape, comparisons, _ = KINDS[kind]
     slowed = replace(setting, slowdown=slowdown)
     launches = power.record(slowed, shape, comparisons, scratch, number, lambda _: None)
-    calls = launches[0].facts.calls_a_turn
+    facts = launches[0].facts
     about = {
         "setting": asdict(slowed),
         "shape": asdict(shape),
-        "calls_a_turn": calls,
-        "call_seconds": float(sum(launch.seconds.sum() for launch in launches)) * (calls + 1),
+        "calls_a_turn": facts.calls_a_turn,
+        "untimed": facts.untimed,
+        "call_seconds": sum(map(call_seconds, launches)),
         "comparisons": len(list(power.comparisons(launches, shape.copies, shape.launches - 4))),
     }
     return about, turns_of(launches)
+
+
+def call_seconds(launch: Launch) -> float:
+    """Of both sides, untimed calls included."""
+    return float(launch.seconds.sum()) * (launch.facts.calls_a_turn + launch.facts.untimed)
 
 
 def record_usual(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:

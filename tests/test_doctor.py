@@ -139,7 +139,7 @@ def test_a_tally_knows_alarms_detections_and_coverage():
 
 
 def test_comparisons_share_no_turn():
-    facts = LaunchFacts(("reference", "other"), 1, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
+    facts = LaunchFacts(("reference", "other"), 1, 1, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
     seconds = np.stack([np.ones(24), np.exp(np.arange(24) / 1000)], axis=1)
     one = Launch(facts, seconds, np.ones((24, 2)), np.arange(24) // 6, np.zeros((2, 0, 0)), np.zeros((2, 0)))
     found = list(power.comparisons([one] * 3, 2, 3))  # four copies make two comparisons of two

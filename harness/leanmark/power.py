@@ -98,6 +98,7 @@ def record(
             cpus=available_cpus(),
             seed=seed,
             solo=False,
+            alike=True,
             progress=lambda share, number: progress((number + share) / shape.launches),
         )
         with contextlib.closing(measured):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from leanmark.host import available_cpus
+from leanmark.measure import paired
 from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
 from leanmark.measure.paired import calls_a_turn, measure
 from leanmark.measure.sides import Side, SideError, Worker
@@ -24,7 +25,7 @@ def launch(columns: dict[str, np.ndarray], share: float = 1.0, copies: int = 1) 
     seconds = np.stack(list(columns.values()), axis=1)
     rounds, sides = seconds.shape
     solo = (seconds.T[:, None, :] * 1e9).astype(np.int64)
-    facts = LaunchFacts(tuple(columns), 2, True, True, (0,), 0.1, 1.0, None, (1.0,) * sides, {})
+    facts = LaunchFacts(tuple(columns), 2, 1, True, True, (0,), 0.1, 1.0, None, (1.0,) * sides, {})
     shares = np.full((rounds, sides), share)
     return Launch(facts, seconds, shares, np.arange(rounds) * copies // rounds, solo, shares[:1].T)
 
@@ -174,6 +175,15 @@ def test_a_launch_has_several_copies_where_there_is_time(folder: Path):
     (done,) = measure(sides, launches=1, seconds=0.3, cpus=available_cpus(), seed=1)
     assert sorted(set(done.copies)) == [0, 1, 2]
     assert done.facts.overlapped == (len(available_cpus()) > 1)
+
+
+def test_versions_of_one_program_need_no_call_before_a_long_one(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(paired, "_LONG_CALL_SECONDS", 1e-9)
+    sides = [real(folder, name, "plain") for name in ("reference", "other")]
+    for alike, untimed in ((True, 0), (False, 1)):
+        (done,) = measure(sides, launches=1, seconds=0.05, cpus=available_cpus(), seed=1, alike=alike)
+        assert done.facts.untimed == untimed
+        assert len(done.seconds) >= paired.MINIMUM_ROUNDS
 
 
 def test_launches_go_on_where_others_ended(folder: Path):

@@ -22,6 +22,7 @@ class LaunchFacts:
 
     sides: tuple[str, ...]  # those that lived to the end, in the order of the columns
     calls_a_turn: int
+    untimed: int  # calls before each turn
     pinned: bool
     overlapped: bool  # whether others were starting on another core meanwhile
     cpus: tuple[int, ...]

@@ -26,6 +26,8 @@ from leanmark.measure.sides import CAN_FORK, Bases, Opener, Seats, Side, SideErr
 from leanmark.processes import Death
 
 TURN_SECONDS = 0.001
+# Coming back after the other side costs a call 0.03 to 0.3 ms: little of one so long.
+_LONG_CALL_SECONDS = 0.005
 # Of two equal lengths of turns the one that is spread over more launches sees more, but each
 # launch costs a start; beyond so many little is gained. See docs/results.md.
 LAUNCHES = 24
@@ -59,6 +61,7 @@ def measure(
     before: Sequence[Launch] = (),
     overlap: bool = True,
     solo: bool = True,
+    alike: bool = False,
     progress: Callable[[float, int], None] = lambda *_: None,
 ) -> Generator[Launch]:
     """Launch after launch, each with rounds of turns for `seconds` a side.
@@ -69,12 +72,13 @@ def measure(
 
     overlap: open the next workers on another core while these are measured, where there
     is one and memory for both. solo: also let each side of a copy run alone for 20 ms, for
-    figures of its own. progress: told the share of a launch and its number.
+    figures of its own. alike: the sides are versions of one program, so what their first calls
+    cost them cancels out, and long calls need none before them. progress: told the share of a launch and its number.
     """
     dead = {name for launch in before for name in launch.deaths}
     calls = before[0].facts.calls_a_turn if before else None
     with Opener() as opener:
-        block = _Block(sides, seconds, cpus, seed, overlap, solo, opener)
+        block = _Block(sides, seconds, cpus, seed, overlap, solo, alike, opener)
         for number in range(len(before), launches):
             alive = [side for side in sides if side.name not in dead]
             if sides[0] not in alive:
@@ -99,6 +103,7 @@ class _Amount:
     """How much a launch plays."""
 
     calls: int
+    untimed: int  # calls before each turn
     copies: int
     rounds: int  # in each copy
     limit_seconds: float  # for a turn
@@ -115,9 +120,10 @@ class _Block:
         seed: int,
         overlap: bool,
         solo: bool,
+        alike: bool,
         opener: Opener,
     ) -> None:
-        self.sides, self.seconds, self.seed, self.solo, self.opener = sides, seconds, seed, solo, opener
+        self.seconds, self.seed, self.solo, self.alike, self.opener = seconds, seed, solo, alike, opener
         self.threads = max(side.target.threads for side in sides)
         # Two threads of one core would disturb each other, and not both sides alike.
         cores = one_per_core(cpus)
@@ -184,15 +190,17 @@ class _Block:
             "wall_seconds": time.perf_counter() - begun,
             "steal_share": _steal_share(stolen, time.perf_counter() - begun),
         }
-        return table.gather(sides, amount.calls if amount else 1, facts)
+        facts |= {"calls_a_turn": amount.calls if amount else 1, "untimed": amount.untimed if amount else 1}
+        return table.gather(sides, facts)
 
     def _amount(self, living: Set[str], calls: int | None, reference: str) -> _Amount:
         """As many copies as last `copy_seconds` a side, but each with a few rounds."""
         calls = calls or calls_a_turn(self.fastest[reference])
-        round_seconds = max(sum(self.fastest[name] for name in living) * (calls + 1), 1e-9)
+        untimed = 0 if self.alike and self.fastest[reference] >= _LONG_CALL_SECONDS else 1
+        round_seconds = max(sum(self.fastest[name] for name in living) * (calls + untimed), 1e-9)
         rounds = max(MINIMUM_ROUNDS, round(self.seconds * len(living) / round_seconds))
         copies = max(1, min(round(self.seconds / self.copy_seconds), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
-        return _Amount(calls, copies, math.ceil(rounds / copies), PATIENCE_SECONDS + 20 * round_seconds)
+        return _Amount(calls, untimed, copies, math.ceil(rounds / copies), PATIENCE_SECONDS + 20 * round_seconds)
 
     def _others(self, chosen: Sequence[int]) -> list[int]:
         return [cpu for cpu in self.cpus if cpu not in chosen] or list(self.cpus)
@@ -306,7 +314,7 @@ class _Table:
         turns: dict[str, _Turn] = {}
         names = self._alive()
         for index in self.random.permutation(len(names)):
-            turn = self._turn(names[index], amount.calls, amount.limit_seconds)
+            turn = self._turn(names[index], amount.calls, amount.limit_seconds, untimed=amount.untimed)
             if turn is not None:
                 turns[names[index]] = turn
         self.position += amount.calls
@@ -328,7 +336,7 @@ class _Table:
     def _is_undisturbed(self, name: str, turn: _Turn) -> bool:
         return turn.cpu_share >= UNDISTURBED_SHARE * self.busy.get(name, 1.0)
 
-    def gather(self, sides: Sequence[str], calls: int, facts: Mapping[str, Any]) -> Launch:
+    def gather(self, sides: Sequence[str], facts: Mapping[str, Any]) -> Launch:
         """The turns of the sides that lived to the end."""
         alive = [name for name in sides if name not in self.deaths]
         kept = tuple(name for name in alive if all(name in turns for _, turns in self.rounds))
@@ -341,7 +349,7 @@ class _Table:
         busy = [float(np.quantile(shares[:, at], 0.9)) if name in self.busy else 1.0 for at, name in enumerate(kept)]
         solo, solo_share = self._gather_alone(kept)
         return Launch(
-            LaunchFacts(sides=kept, calls_a_turn=calls, busy=tuple(busy), deaths=self.deaths, **facts),
+            LaunchFacts(sides=kept, busy=tuple(busy), deaths=self.deaths, **facts),
             np.array([[turns[name].seconds for name in kept] for _, turns in rounds]).reshape(shape),
             shares,
             np.array([copy for copy, _ in rounds], dtype=np.int32),
