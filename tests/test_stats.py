@@ -146,7 +146,7 @@ def test_launches_that_balance_by_chance_are_not_certain():
     assert stats.paired_log_ratio(sample).error > 0.005
 
 
-@given(launches, st.floats(0.1, 10))
+@given(launches, st.sampled_from([0.25, 0.5, 2.0, 8.0]))  # exact in binary, so that ties stay ties
 def test_noise_of_twice_the_size_gives_an_interval_of_twice_the_width(sample: list[np.ndarray], factor: float):
     one, other = stats.paired_log_ratio(sample), stats.paired_log_ratio([factor * turns for turns in sample])
     assert other.mean == pytest.approx(factor * one.mean, rel=1e-4, abs=1e-6)

@@ -35,7 +35,7 @@ recipes:
   absent: [faulty.absent]
   detaches: [{faulty.detach: {marker: "MARKER"}}]
 targets: [{runtime: onnxruntime}]
-prepare: {timeout: 20s}
+prepare: {timeout: 12s}
 measure: {budget: 100ms, launches: 4}
 """
 
@@ -62,7 +62,7 @@ def results(project: Path) -> dict[str, Result]:
     ("recipe", "status", "reason"),
     [
         ("raises", Status.FAILED, "RuntimeError: the moon is in the wrong house"),
-        ("hangs", Status.TIMEOUT, "it ran past its limit of 20 s"),
+        ("hangs", Status.TIMEOUT, "it ran past its limit of 12 s"),
         ("kills", Status.FAILED, "it was killed by SIGKILL; last output: about to go"),
         ("memory", Status.OUT_OF_MEMORY, "preparing needs more memory than there is"),
         ("leaves", Status.FAILED, "it ended with exit code 0"),
@@ -112,7 +112,7 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
     suite = project / f"hang-{number}.yaml"
     suite.write_text(
         SUITE.replace("recipes:\n", f'recipes:\n  waits: [{{faulty.hang: {{marker: "{marker}"}}}}]\n').replace(
-            "20s", "10min"
+            "12s", "10min"
         )
     )
     # Where these tests run in the background, interrupts are ignored, and a child would inherit that.
