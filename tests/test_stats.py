@@ -33,6 +33,17 @@ def test_a_turn_that_does_not_count_is_in_no_pair():
     assert len(stats.close_pairs(seconds, np.ones(4), np.zeros(4))) == 10 - 3
 
 
+def test_where_a_whole_gap_is_balanced_its_middle_counts():
+    sample = [
+        np.repeat([0.0, 0.5], [8, 4]),
+        np.repeat([0.0, 0.5], 2),
+        np.repeat([0.5, -0.5], 2),
+        np.array([0, 0.5, 0.5]),
+    ]
+    assert stats.paired_log_ratio(sample).mean == pytest.approx(0.25)
+    assert stats.paired_log_ratio([-turns for turns in sample]).mean == pytest.approx(-0.25)
+
+
 @given(launches)
 def test_swapping_the_sides_inverts_the_ratio(sample: list[np.ndarray]):
     one, other = stats.paired_log_ratio(sample), stats.paired_log_ratio([-turns for turns in sample])

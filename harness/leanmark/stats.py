@@ -166,14 +166,20 @@ class _Ordered:
         low, high = float(self.values[0]), float(self.values[-1])
         for _ in range(100):
             pull, slope = self.pull(middle, corner)
-            if slope == 0 and abs(pull) < _BALANCED:  # anywhere between two values, so in their middle
-                above = int(self.values.searchsorted(middle))
-                return float(self.values[above - 1] + self.values[above]) / 2
+            if slope == 0 and abs(pull) < _BALANCED:
+                break
             low, high = (middle, high) if pull > 0 else (low, middle)
             ahead = middle + pull / slope if slope else math.inf
             before, middle = middle, ahead if low < ahead < high else (low + high) / 2
             if abs(middle - before) < _BALANCED:
                 break
+        # Where a gap between two values is balanced all over, its middle.
+        above = int(self.values.searchsorted(middle))
+        if 0 < above < self.values.size:
+            between = float(self.values[above - 1] + self.values[above]) / 2
+            pull, slope = self.pull(between, corner)
+            if slope == 0 and abs(pull) < _BALANCED:
+                return between
         return middle
 
 
