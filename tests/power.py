@@ -234,37 +234,42 @@ def report() -> dict[str, Any]:
 def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) -> dict[str, Any]:
     """Of one setting: real comparisons, and those drawn from its launches.
 
-    A comparison is of as many launches as fit into its time, untimed calls and turns that
-    were disturbed included; of its copies in other launches none is used.
+    A comparison has as many copies, and at least launches, as fit into its time, untimed
+    calls and turns that were disturbed included.
     """
     slowdown, shape, _, tolerance = KINDS[kind]
     copies = sum(len(np.unique(launch.copies)) for launches, _ in parts for launch in launches)
     copy_seconds = sum(about["call_seconds"] for _, about in parts) / copies
 
-    def within(to: Shape, seconds: float) -> int:
-        return min(to.launches, int(seconds / (to.copies * copy_seconds)))
+    def within(to: Shape, seconds: float) -> Shape:
+        """As many copies as fit, or, where not even one of each launch does, fewer launches."""
+        fitting = max(1, min(to.copies, int(seconds / (to.launches * copy_seconds))))
+        return Shape(min(to.launches, int(seconds / (fitting * copy_seconds))), fitting)
 
-    def cut(to: Shape, launches_each: int) -> Iterator[list[Any]]:
+    def cut(to: Shape) -> Iterator[list[Any]]:
         for launches, _ in parts:
-            for comparison in power.comparisons(launches, to.copies, launches_each):
-                yield comparison[:launches_each]
+            for comparison in power.comparisons(launches, to.copies, to.launches):
+                yield comparison[: to.launches]
 
     def drawn(to: Shape, seconds: float, count: int, slower: float, beyond: float) -> dict[str, Any]:
-        recorded = [units for launches, _ in parts for launch in launches if (units := power.units(launch, to.copies))]
+        fitting = within(to, seconds)
+        found = (power.units(launch, fitting.copies) for launches, _ in parts for launch in launches)
+        recorded = [units for units in found if units]
         if len(recorded) < DRAWN_FROM:
             return {}
-        samples = power.resample(recorded, within(to, seconds), count, seed=round(1000 * slower))
+        samples = power.resample(recorded, fitting.launches, count, seed=round(1000 * slower))
         return asdict(power.tally(samples, slower, beyond, math.log1p(slower)))
 
     seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
-    count = within(shape, seconds)
-    real = list(cut(shape, count))
+    fitting = within(shape, seconds)
+    real = list(cut(fitting))
     row: dict[str, Any] = {
         "call_share": sum(about["call_seconds"] for _, about in parts) / sum(a["wall_seconds"] for _, a in parts),
         "milliseconds": 1e3 * float(np.median(np.concatenate([x.seconds[:, 0] for ls, _ in parts for x in ls]))),
         "parts": len(parts),
         "launches": sum(len(launches) for launches, _ in parts),
-        "launches_a_comparison": count,
+        "launches_a_comparison": fitting.launches,
+        "copies_a_launch": fitting.copies,
         "real": asdict(power.tally(iter(real), slowdown, tolerance)),
     }
     if kind == "same":
@@ -295,9 +300,10 @@ def print_report(found: dict[str, Any]) -> None:
         if name.startswith("usual"):
             print_usual(name, row)
             continue
+        shape = f"{row['launches_a_comparison']} of {row['copies_a_launch']} copies a comparison"
         print(
             f"{name}: {row['milliseconds']:.2f} ms a call, {row['parts']} parts, {row['launches']} launches, "
-            f"{row['launches_a_comparison']} a comparison, {row['call_share']:.0%} of the wall time in turns"
+            f"{shape}, {row['call_share']:.0%} of the wall time in turns"
         )
         for what, values in row.items():
             if isinstance(values, dict) and values:
