@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from leanmark.host import available_cpus, pin
+from leanmark.host import available_cpus, pinned, stolen_seconds
 from leanmark.jsonable import Json
 from leanmark.measure import energy, environment
 from leanmark.measure.device import read_devices
@@ -234,16 +233,19 @@ def read_machine(root: Path = Path("/")) -> Machine:
     import psutil
 
     cpus = available_cpus()
-    before, first, held = _times(root), _processes(), _throttled(root)
+    begun, stolen, first, held = time.monotonic(), stolen_seconds(root), _processes(), _throttled(root)
     jumps = tuple(_jumps(cpu) for cpu in cpus[:8])
     time.sleep(max(0.0, _SAMPLE_SECONDS - 0.3 * len(jumps)))
-    after, second = _times(root), _processes()
+    seconds, now, second = time.monotonic() - begun, stolen_seconds(root), _processes()
+    online = os.cpu_count() or len(cpus)
+    with pinned(cpus[:1]) as pinning:
+        pass
     governors = [_text(path) for path in sorted(root.glob("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"))]
     return Machine(
         environment=environment.read_environment(),
         processors=len(cpus),
-        processors_online=os.cpu_count() or len(cpus),
-        pinning=_can_pin(cpus),
+        processors_online=online,
+        pinning=pinning,
         forking=CAN_FORK,
         governors=tuple(filter(None, governors)),
         turbo=_turbo(root),
@@ -251,7 +253,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         quota=_quota(root),
         throttled=None if held is None else (_throttled(root) or held) - held,
         pressure=environment.read_pressure(root),
-        steal=_steal(before, after),
+        steal=None if stolen is None or now is None else (now - stolen) / (seconds * online),
         swap_bytes=psutil.swap_memory().used,
         frequency=any(root.glob("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")),
         energy=energy.sources(root),
@@ -293,43 +295,15 @@ def _throttled(root: Path) -> int | None:
     return None
 
 
-def _times(root: Path) -> list[int]:
-    """The jiffies of /proc/stat's first line; empty where there is none."""
-    text = _text(root / "proc/stat") or ""
-    return [int(field) for field in text.partition("\n")[0].split()[1:9]] if text.startswith("cpu ") else []
-
-
-def _steal(before: Sequence[int], after: Sequence[int]) -> float | None:
-    if len(before) < 8 or len(after) < 8:
-        return None
-    passed = sum(after) - sum(before)
-    return (after[7] - before[7]) / passed if passed > 0 else 0.0
-
-
-def _can_pin(cpus: Sequence[int]) -> bool:
-    if not hasattr(os, "sched_getaffinity"):
-        return False
-    before = os.sched_getaffinity(0)
-    try:
-        return pin(cpus[:1])
-    finally:
-        pin(before)
-
-
 def _jumps(cpu: int, seconds: float = 0.3) -> float:
     """How much longer the same work takes at its slowest than at its fastest: 90th over 10th percentile."""
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
-    pin([cpu])
     taken: list[int] = []
-    try:
+    with pinned([cpu]):
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             begun = time.perf_counter_ns()
             sum(range(20_000))
             taken.append(time.perf_counter_ns() - begun)
-    finally:
-        if before:
-            pin(before)
     tenths = statistics.quantiles(taken, n=10)
     return tenths[8] / tenths[0]
 

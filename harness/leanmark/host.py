@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 
@@ -29,10 +29,10 @@ def one_per_core(cpus: Sequence[int]) -> list[int]:
     return list(found.values())
 
 
-def stolen_seconds() -> float | None:
+def stolen_seconds(root: Path = Path("/")) -> float | None:
     """Seconds of all processors that the host gave to others since this machine started; None where it does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+        return int((root / "proc/stat").read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")
     return None
 
 
@@ -45,6 +45,17 @@ def pin(cpus: Iterable[int], pid: int = 0) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def pinned(cpus: Iterable[int]) -> Generator[bool]:
+    """Keep the calling thread on these processors for a while; tells whether that was permitted."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    try:
+        yield pin(cpus)
+    finally:
+        if before:
+            pin(before)
 
 
 def peak_rss_bytes() -> int:

@@ -13,14 +13,13 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from leanmark import registry
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.host import available_memory, one_per_core, pin, stolen_seconds
+from leanmark.host import available_memory, one_per_core, pinned, stolen_seconds
 from leanmark.measure.launches import UNDISTURBED_SHARE, Launch, LaunchFacts
 from leanmark.measure.sides import CAN_FORK, Bases, Opener, Seats, Side, SideError, Worker
 from leanmark.processes import Death
@@ -146,7 +145,7 @@ class _Block:
         chosen = tuple(self.cpus[index % len(self.cpus)] for index in wanted)
         random = np.random.default_rng([self.seed, number])
         table = _Table(random, alive[0].name)
-        waited, pinned, overlapped = 0.0, True, False
+        waited, on_cores, overlapped = 0.0, True, False
         amount: _Amount | None = None
         copy, living = 0, list(alive)
         while amount is None or copy < amount.copies:
@@ -155,8 +154,9 @@ class _Block:
             self.ahead = None
             waited += time.perf_counter() - waiting
             table.seat(seats, {side.name for side in living})
-            with _beside(chosen):
-                pinned &= table.pin(chosen)
+            # Elsewhere the parent would wait, between any two turns, for what is starting there.
+            with pinned(chosen):
+                on_cores &= table.pin(chosen)
                 guess = table.warm_up()
                 living = [side for side in living if side.name not in table.deaths]
                 if alive[0] not in living:
@@ -183,7 +183,7 @@ class _Block:
         self.opener.close_bases(self.bases.pop(number))
         sides = [side.name for side in alive]
         facts = {
-            "pinned": pinned,
+            "pinned": on_cores,
             "overlapped": overlapped,
             "cpus": chosen,
             "start_seconds": waited,
@@ -376,18 +376,3 @@ class _Table:
             self.deaths[name] = error.death
             self.workers[name].child.begin_kill()  # or it might go on, on the core that is measured
             return None
-
-
-@contextmanager
-def _beside(chosen: Sequence[int]) -> Generator[None]:
-    """Keep the parent on the measured processors, where it can be: it runs only while no side does.
-
-    Elsewhere it would wait, between any two turns, for what is starting there.
-    """
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
-    pin(chosen)
-    try:
-        yield
-    finally:
-        if before:
-            pin(before)
