@@ -243,7 +243,7 @@ def main(descriptor: int, *paths: str) -> None:
 def _make_copies(channel: Channel, message: Message) -> None:
     """Import the runtime, then fork whenever asked; a copy gets a channel and a log of its own.
 
-    This process keeps a single thread, so that forking it is safe.
+    With one thread a side this process has a single thread, so that forking it is safe.
     """
     with contextlib.suppress(Exception):  # each copy meets the fault again, and reports it
         importlib.import_module(message["library"])
