@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,11 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """What disturbs first, each with what to do about it."""
     order = {"bad": 0, "unknown": 1, "good": 2}
     for finding in sorted(findings, key=lambda item: order[item.state]):
-        console.print(f"{_MARKS[finding.state]} {finding.subject}: {finding.says}", markup=False, highlight=False)
-        if finding.advice:
-            console.print(f"    {finding.advice}", markup=False, highlight=False)
+        lines = [f"{_MARKS[finding.state]} {finding.subject}: {finding.says}", finding.advice]
+        for line, indent in zip(lines, ("", "    "), strict=True):
+            text = textwrap.fill(line, console.width, initial_indent=indent, subsequent_indent="    ")
+            if text:
+                console.print(text, markup=False, highlight=False)
     bad = sum(finding.state == "bad" for finding in findings)
     console.print(f"{bad} of {len(findings)} disturb a measurement", highlight=False)
 
