@@ -39,6 +39,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "power"
 UNIT = 1e-7  # seconds
 RESAMPLED = 10_000
 DRAWN_FROM = 200  # launches at least
+FEWER = 4  # launches than wanted are still a comparison
 SHORT_SECONDS, LONG_SECONDS = 5.0, 30.0
 SHORT, LONG = power.shape_for(SHORT_SECONDS), power.shape_for(LONG_SECONDS)
 SLOWDOWNS = (0.03, 0.1)
@@ -149,7 +150,7 @@ def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Pa
         "calls_a_turn": facts.calls_a_turn,
         "untimed": facts.untimed,
         "call_seconds": sum(map(call_seconds, launches)),
-        "comparisons": len(list(power.comparisons(launches, shape.copies, shape.launches - 4))),
+        "comparisons": len(list(power.comparisons(launches, shape.copies, shape.launches - FEWER))),
     }
     return about, turns_of(launches)
 
@@ -242,9 +243,10 @@ def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) ->
     copy_seconds = sum(about["call_seconds"] for _, about in parts) / copies
 
     def within(to: Shape, seconds: float) -> Shape:
-        """As many copies as fit, or, where not even one of each launch does, fewer launches."""
-        fitting = max(1, min(to.copies, int(seconds / (to.launches * copy_seconds))))
-        return Shape(min(to.launches, int(seconds / (fitting * copy_seconds))), fitting)
+        """The most copies in all that fit, of about as many launches as wanted; or fewer launches of one copy."""
+        shapes = [Shape(min(to.launches, int(seconds / (n * copy_seconds))), n) for n in range(1, to.copies + 1)]
+        enough = [shape for shape in shapes if shape.launches >= to.launches - FEWER] or shapes[:1]
+        return max(enough, key=lambda shape: (shape.launches * shape.copies, shape.launches))
 
     def cut(to: Shape) -> Iterator[list[Any]]:
         for launches, _ in parts:

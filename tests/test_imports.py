@@ -14,18 +14,21 @@ PACKAGE = Path(leanmark.__file__).parent
 # A module may import modules of its own layer or of lower ones.
 LAYERS = [
     {"errors", "progress", "host", "arrays", "modules", "jsonable"},
-    {"results", "stats"},
+    {"rules"},
+    {"results", "stats", "frame"},
+    {"judgement", "hits"},
     {"codecs", "structure", "channel"},
     {"stages"},
     {"graphs", "weights", "counting", "registry", "processes"},
     {"techniques", "workloads", "networks", "runtimes"},
     {"declare", "prepare", "measure", "judge", "publish"},
     {"planned", "assembly", "power"},
-    {"preparing", "measuring"},
-    {"runner", "duel", "delivery", "catalogue", "doctor"},
-    {"cli"},
+    {"preparing", "inspecting", "measuring"},
+    {"preparation", "revisions", "environments", "versions", "comparing"},
+    {"runner", "duel", "delivery", "catalogue", "doctor", "gating", "starting"},
+    {"cli_options", "cli_gate", "cli", "pytest_plugin"},
 ]
-VERBS = LAYERS[6]
+VERBS = next(names for names in LAYERS if "measure" in names)
 # What builds a module asks for its builder by name; what prints a duel or an examination names its type.
 ALLOWED_UP = {("stages", "registry"), ("publish", "duel"), ("publish", "doctor"), ("publish", "power")}
 

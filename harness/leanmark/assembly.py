@@ -9,7 +9,18 @@ from leanmark import registry, stats
 from leanmark.declare.plan import Plan
 from leanmark.measure.launches import Launch, compare, timing
 from leanmark.prepare.recipe import Prepared
-from leanmark.results import Cell, ColdStart, Energy, Interval, OnDevice, Quality, Result, Role, Status
+from leanmark.results import (
+    Cell,
+    ColdStart,
+    Comparison,
+    Energy,
+    Interval,
+    OnDevice,
+    Quality,
+    Result,
+    Role,
+    Status,
+)
 
 # A side against itself: no measurement, so no samples.
 ITSELF = Interval(1.0, 1.0, 1.0, stats.LEVEL, 0, "by definition")
@@ -34,6 +45,8 @@ class Findings:
     prepared: Mapping[str, tuple[Prepared, ...]] = field(default_factory=dict[str, "tuple[Prepared, ...]"])
     inspected: Mapping[str, Inspected] = field(default_factory=dict[str, Inspected])
     launches: Mapping[str, Sequence[Launch]] = field(default_factory=dict[str, "Sequence[Launch]"])
+    # Of a run beside a base: which cells were compared with it, or why they needed not to be.
+    compared: Mapping[str, Comparison] = field(default_factory=dict[str, Comparison])
 
 
 def results(plan: Plan, findings: Findings) -> tuple[Result, ...]:
@@ -60,6 +73,7 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         cell,
         Status.OK,
         artifact=first.content,
+        more_artifacts=tuple(item.content for item in prepared[1:] if item.content is not None),
         quality=inspected.quality,
         footprint=first.final.footprint,
         cold_start=inspected.cold_start,
@@ -149,7 +163,10 @@ def _status(result: Result, block: Sequence[Cell], findings: Findings) -> tuple[
         found.append(
             (Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs")
         )
-    if _lacks_explanation(result, found):
+    comparison = findings.compared.get(cell.id)
+    if comparison is not None and comparison.same:
+        found.append((Status.SKIPPED, f"nothing was measured: {comparison.same}"))
+    elif comparison is None and _lacks_explanation(result, found):
         found.append(_unmeasured(block, findings))
     order = list(Status)
     return min(found, key=lambda item: order.index(item[0]))

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
-import shlex
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
-from leanmark import __version__
+from leanmark import __version__, cli_gate
+from leanmark.cli_options import (
+    AsJson,
+    Base,
+    Baseline,
+    BasePython,
+    Budget,
+    Dirty,
+    Folder,
+    Jobs,
+    Launches,
+    MeasureAll,
+    Only,
+    Resume,
+    Run,
+    Runs,
+    Suite,
+    duration,
+)
 from leanmark.errors import EXIT_CELLS_FAILED, EXIT_INTERNAL, EXIT_INTERRUPTED, InvalidInput, LeanmarkError
 
 if TYPE_CHECKING:
-    from leanmark.planned import Options
+    pass
 
 app = typer.Typer(
     name="leanmark",
@@ -26,34 +41,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Suite = Annotated[str, typer.Argument(help="Name of a built-in suite, or path of a suite file.")]
-Run = Annotated[str, typer.Argument(help="Id or folder of a run, or 'latest', the last one that was finished.")]
-Only = Annotated[Optional[list[str]], typer.Option("--only", help="Only cells whose id holds this text; repeatable.")]
-
-
-def _duration(text: str) -> float:
-    from leanmark.declare.units import seconds
-
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-Budget = Annotated[
-    Optional[float],
-    typer.Option("--budget", parser=_duration, metavar="TIME", help="Turns a cell, as 500ms; default: the suite's."),
-]
-Launches = Annotated[
-    Optional[int],
-    typer.Option("--launches", min=4, max=1000, help="Fresh sets of worker processes; default: the suite's."),
-]
-Jobs = Annotated[Optional[int], typer.Option("--jobs", min=1, help="Preparations side by side; default: all cores.")]
-Runs = Annotated[
-    Optional[Path], typer.Option("--out", help="Folder of runs; default: $LEANMARK_RUNS or leanmark-runs.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(value: bool) -> None:
@@ -78,65 +65,48 @@ def run(
     budget: Budget = None,
     launches: Launches = None,
     jobs: Jobs = None,
+    base: Base = None,
+    base_python: BasePython = None,
+    baseline: Baseline = None,
+    dirty: Dirty = False,
+    measure_all: MeasureAll = False,
+    baselines: Folder = None,
     out: Runs = None,
-    resume: Annotated[Optional[str], typer.Option("--resume", help="Go on with an interrupted run.")] = None,
+    resume: Resume = None,
     as_json: AsJson = False,
 ) -> None:
     """Prepare, measure and publish every cell of a suite.
 
+    With --base or --baseline cells are measured beside their other version; `leanmark gate RUN` then judges.
     Exit code 0: all cells done. 5: some failed, timed out, ran out of memory or were wrong.
     """
-    from leanmark.planned import Options
-    from leanmark.publish.console import make_console, running
+    from leanmark import gating
+    from leanmark.cli_gate import measured, page_of
+    from leanmark.publish.console import make_console
 
-    options = Options(out, tuple(only or ()), budget, launches, jobs, resume, shlex.join(["leanmark", *sys.argv[1:]]))
     console = make_console(stderr=as_json)
-    with running(console) as advance:
-        finished, folder = _run(suite, options, advance)
+    finished, folder = measured(
+        console,
+        suite,
+        gating.options(
+            out, only, budget, launches, jobs, resume, base, base_python, baseline, baselines, dirty, measure_all
+        ),
+    )
     if as_json:
         typer.echo((folder / "run.json").read_text(), nl=False)
+    elif finished.bases:
+        from leanmark.publish.verdicts import print_measured
+
+        print_measured(finished, console)
     else:
         from leanmark.publish.summary import print_run
 
         print_run(finished, console)
-    page = _page(folder)
+    page = page_of(folder)
     if not as_json:
         console.print(f"Leaderboard: {page}", soft_wrap=True, highlight=False)
     if any(result.status.is_failure for result in finished.results):
         raise typer.Exit(EXIT_CELLS_FAILED)
-
-
-def _run(suite: str, options: Options, advance: Any) -> Any:
-    from leanmark.errors import Interrupted, StorageFull
-    from leanmark.judge.store import resuming
-    from leanmark.runner import RunStopped, run_suite
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return run_suite(suite, options, advance)
-    except RunStopped as stopped:
-        advice = f"What was measured is kept. Go on with: {resuming(stopped.folder)}"
-        if isinstance(stopped.cause, StorageFull):
-            raise StorageFull(stopped.cause.what, where=stopped.cause.where, do=advice) from None
-        raise Interrupted("interrupted", do=advice) from None
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _page(folder: Path) -> Path:
-    from leanmark.judge import store
-    from leanmark.prepare.sources import default_store
-    from leanmark.publish import site
-
-    page = folder / store.PAGE
-    try:
-        site.write_page(store.read_run(folder), page, cache=default_store().parent / "pages")
-    except InvalidInput as error:
-        again = shlex.join(["leanmark", "report", str(folder)])
-        raise InvalidInput(error.what, where=error.where, do=f"The run is complete; for its page: {again}") from error
-    return page.resolve()
 
 
 @app.command()
@@ -183,6 +153,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Print the table of a stored run and write its page again."""
+    from leanmark.cli_gate import page_of
     from leanmark.judge import store
     from leanmark.publish.console import make_console
     from leanmark.publish.summary import print_run
@@ -195,7 +166,7 @@ def report(
     console = make_console()
     print_run(store.read_run(folder), console)
     if folder.is_dir():
-        console.print(f"Leaderboard: {_page(folder)}", soft_wrap=True, highlight=False)
+        console.print(f"Leaderboard: {page_of(folder)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -205,7 +176,7 @@ def duel(
     data: Annotated[Path, typer.Option("--data", help="Inputs: an .npz with an array for each of the models' inputs.")],
     budget: Annotated[
         Optional[float],
-        typer.Option("--budget", parser=_duration, metavar="TIME", help="Turns a side, as 500ms; default: 5s."),
+        typer.Option("--budget", parser=duration, metavar="TIME", help="Turns a side, as 500ms; default: 5s."),
     ] = None,
     launches: Annotated[int, typer.Option("--launches", min=4, max=1000, help="Fresh interpreters a runtime.")] = 24,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads a side.")] = 1,
@@ -248,11 +219,11 @@ def export(
 def doctor(
     power: Annotated[
         Optional[float],
-        typer.Option("--power", parser=_duration, metavar="TIME", help="Also measure what duels see, for so long."),
+        typer.Option("--power", parser=duration, metavar="TIME", help="Also measure what duels see, for so long."),
     ] = None,
     budget: Annotated[
         Optional[float],
-        typer.Option("--budget", parser=_duration, metavar="TIME", help="With --power: a comparison; default: 5s."),
+        typer.Option("--budget", parser=duration, metavar="TIME", help="With --power: a comparison; default: 5s."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -283,6 +254,12 @@ def schema() -> None:
     from leanmark.declare.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1))
+
+
+app.command()(cli_gate.gate)
+app.command()(cli_gate.compare)
+app.add_typer(cli_gate.baselines_app, name="baseline")
+app.command()(cli_gate.init)
 
 
 def main() -> None:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EXIT_OK = 0
+EXIT_REGRESSED = 1
 EXIT_INVALID = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_NOTHING_TO_COMPARE = 4
 EXIT_CELLS_FAILED = 5
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
@@ -61,6 +64,12 @@ class InvalidInput(LeanmarkError):
 
 class StorageFull(InvalidInput):
     """A disk or quota is full; what was written before stays valid."""
+
+
+class NothingToCompare(LeanmarkError):
+    """There is no base that a run could be compared with."""
+
+    exit_code = EXIT_NOTHING_TO_COMPARE
 
 
 class Interrupted(LeanmarkError):

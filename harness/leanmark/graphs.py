@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanmark.stages import Artifact, Program
@@ -53,6 +54,23 @@ def nodes(graph: GraphProto) -> Iterator[NodeProto]:
             inner = [attribute.g] if attribute.HasField("g") else []
             for body in (*inner, *attribute.graphs):
                 yield from nodes(body)
+
+
+def external_locations(path: Path) -> set[str]:
+    """Every file that a model says its tensors lie in, wherever in it they are."""
+    import onnx
+
+    found: set[str] = set()
+    waiting: list[Any] = [onnx.load_model(path, load_external_data=False)]
+    while waiting:
+        message = waiting.pop()
+        if isinstance(message, onnx.TensorProto):
+            found |= {entry.value for entry in message.external_data if entry.key == "location"}
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting += [value] if hasattr(value, "ListFields") else list(value)
+    return found
 
 
 def op_name(node: NodeProto) -> str:

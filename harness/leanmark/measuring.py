@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +17,17 @@ from leanmark import assembly
 from leanmark.assembly import Findings, Inspected
 from leanmark.errors import InvalidInput
 from leanmark.host import available_cpus
+from leanmark.inspecting import Key, Shown, answers, ask, score
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge import store as runs
-from leanmark.measure import paired, quality
+from leanmark.measure import paired
 from leanmark.measure.launches import Launch, LaunchFacts
-from leanmark.measure.sides import Side, SideError
+from leanmark.measure.sides import Side
 from leanmark.planned import Planned
 from leanmark.prepare.recipe import Prepared
-from leanmark.processes import child_threads
 from leanmark.progress import Meter
-from leanmark.results import Cell, Interval, Role, Status, short_id
-
-# What the processes of one cell showed, by the index of their seed.
-_Shown = dict[int, quality.Inspection | SideError]
+from leanmark.results import Cell, Role, short_id
+from leanmark.workloads import split_store
 
 
 def measure_all(
@@ -55,6 +50,94 @@ def measure_all(
     return replace(findings, inspected=inspected, launches=launches)
 
 
+def side_of(planned: Planned, cell: Cell, prepared: Prepared) -> Side:
+    """What runs the artifact of a cell that was prepared."""
+    assert prepared.content is not None
+    assert prepared.splits is not None
+    return Side(
+        name=cell.id,
+        artifact=planned.store.open(prepared.content).root,
+        target=cell.target,
+        splits=planned.store.splits(prepared.splits),
+        metric=planned.plan.workload(cell.workload).metric,
+        code=planned.code,
+    )
+
+
+def sides_of(planned: Planned, cells: Sequence[Cell], findings: Findings) -> dict[Key, Side]:
+    """The sides of cells, one a seed."""
+    return {
+        (cell.id, seed): side_of(planned, cell, prepared)
+        for cell in cells
+        for seed, prepared in enumerate(findings.prepared[cell.id])
+    }
+
+
+def score_all(
+    planned: Planned, cells: Sequence[Cell], shown: Mapping[str, Shown], findings: Findings
+) -> Iterator[tuple[Cell, Inspected]]:
+    """What the cells of one block showed, scored against their reference, which comes first."""
+    reference = next((cell for cell in cells if cell.role is Role.REFERENCE), None)
+    anchor = None if reference is None else answers(shown[reference.id])
+    for cell in sorted(cells, key=lambda cell: cell is not reference):
+        metric = planned.plan.workload(cell.workload).metric
+        splits = findings.prepared[cell.id][0].splits
+        assert splits is not None
+        examples = split_store.digest(planned.store.splits(splits), "test")
+        own = None if cell is reference else anchor
+        yield cell, score(metric, shown[cell.id], own, examples, is_reference=cell is reference)
+
+
+def inspected_before(journal: runs.Journal) -> dict[str, Inspected]:
+    """What the journal knows of cells' answers."""
+    return {
+        entry["cell"]: from_json(Inspected, entry["inspected"])
+        for entry in journal.entries()
+        if entry["kind"] == "inspected"
+    }
+
+
+def launches_of(journal: runs.Journal, name: str) -> list[Launch]:
+    """The launches that a journal has under a name."""
+    entries = [entry for entry in journal.entries() if entry["kind"] == "launch" and entry["block"] == name]
+    return [_restored(journal, entry) for entry in entries]
+
+
+def play(
+    journal: runs.Journal,
+    name: str,
+    sides: Sequence[Side],
+    launches: int,
+    seconds: float,
+    tell: Callable[[float, int], None],
+    *,
+    pairs: bool = False,
+    solo: bool = True,
+) -> list[Launch]:
+    """Launches of some sides, `seconds` of turns a side; each into the journal under `name`, from which a resumed run
+    reads those that it has. pairs: every two sides are a version and the one before it."""
+    done = launches_of(journal, name)
+    measured = paired.measure(
+        sides,
+        launches=launches,
+        seconds=seconds,
+        cpus=available_cpus(),
+        seed=_stable_seed(name),
+        before=done,
+        solo=solo,
+        alike=pairs,
+        pairs=pairs,
+        progress=tell,
+    )
+    with contextlib.closing(measured):
+        for launch in measured:
+            file = f"{_slug(name)}-{len(done)}"
+            runs.write_samples(journal.folder, file, launch.arrays())
+            journal.append("launch", block=name, samples=file, facts=to_json(launch.facts))
+            done.append(launch)
+    return done
+
+
 class _Block:
     """A reference and its variants on one target, measured together."""
 
@@ -69,138 +152,44 @@ class _Block:
         share: float,
     ) -> None:
         self.name, self.cells, self.planned, self.journal, self.meter = name, cells, planned, journal, meter
-        self.suite, self.findings = planned.plan.suite, findings
-        self.reference = next((cell for cell in cells if cell.role is Role.REFERENCE), None)
-        self.share = share / self.suite.launches  # of the progress, a launch
-        entries = journal.entries()
-        self.inspected = {
-            entry["cell"]: from_json(Inspected, entry["inspected"])
-            for entry in entries
-            if entry["kind"] == "inspected" and any(entry["cell"] == cell.id for cell in cells)
-        }
-        self.launches = [
-            _restored(journal, entry) for entry in entries if entry["kind"] == "launch" and entry["block"] == name
-        ]
+        self.findings, self.share = findings, share  # of the progress
+        before = inspected_before(journal)
+        self.inspected = {cell.id: before[cell.id] for cell in cells if cell.id in before}
 
     def measure(self) -> list[Launch]:
-        """All launches; those of a resumed run are read back."""
-        self.meter.add("measure", self.share * len(self.launches), self.name)
+        """Answers, then all launches; what a resumed run has is read back."""
         missing = [cell for cell in self.cells if cell.id not in self.inspected]
-        if self.reference is not None and missing and self.reference not in missing:
-            missing.insert(0, self.reference)  # its answers are what the others' are compared with
-        self._inspect(missing, self._ask_all(missing))
-        alive = [cell for cell in self.cells if self._lives(cell)]
-        if self.reference in alive:
-            self._duel(alive)
-        return self.launches
+        reference = next((cell for cell in self.cells if cell.role is Role.REFERENCE), None)
+        if reference is not None and missing and reference not in missing:
+            missing.insert(0, reference)  # its answers are what the others' are compared with
+        self._inspect(missing)
+        alive = [cell for cell in self.cells if self.inspected[cell.id].death is None]
+        return self._play(alive) if reference in alive else []
 
-    def _lives(self, cell: Cell) -> bool:
-        return self.inspected[cell.id].death is None and all(cell.id not in item.deaths for item in self.launches)
-
-    # --- answers ---
-
-    def _ask_all(self, cells: Sequence[Cell]) -> dict[str, _Shown]:
-        """What a fresh process of every cell and seed shows."""
-        shown: dict[str, _Shown] = {cell.id: {} for cell in cells}
-        sides = {(cell.id, seed): self._side(cell, seed) for cell in cells for seed in range(len(self.suite.seeds))}
-        alone = any(map(quality.reads_the_whole_machine, sides.values()))
-        with child_threads(1 if alone else self.planned.jobs) as pool:
-            futures = {
-                pool.submit(quality.inspect, sides[cell.id, seed], answers_only=seed > 0): (cell, seed)
-                for cell in cells
-                for seed in range(len(self.suite.seeds))
-            }
-            for future in as_completed(futures):
-                cell, seed = futures[future]
-                try:
-                    shown[cell.id][seed] = future.result()
-                except SideError as error:
-                    shown[cell.id][seed] = error
-                self.meter.tell("measure", f"{short_id(cell.id)}: answers")
-        return shown
-
-    def _inspect(self, cells: Sequence[Cell], shown: Mapping[str, _Shown]) -> None:
-        """Score what was answered, and put it into the journal."""
-        for cell, found in self._assess_all(cells, shown):
+    def _inspect(self, cells: Sequence[Cell]) -> None:
+        """Collect and score answers, and put what is new into the journal."""
+        shown = ask(
+            sides_of(self.planned, cells, self.findings),
+            self.planned.jobs,
+            lambda cell: self.meter.tell("measure", f"{short_id(cell)}: answers"),
+        )
+        for cell, found in score_all(self.planned, cells, shown, self.findings):
             if cell.id not in self.inspected:
                 self.inspected[cell.id] = found
                 self.journal.append("inspected", cell=cell.id, inspected=to_json(found))
 
-    def _assess_all(self, cells: Sequence[Cell], shown: Mapping[str, _Shown]) -> Iterator[tuple[Cell, Inspected]]:
-        anchor = None
-        if self.reference is not None and self.reference in cells:
-            own = self._assess(self.reference, shown[self.reference.id], None)
-            anchor = None if own.death is not None else _answers(shown[self.reference.id])
-            yield self.reference, own
-        for cell in cells:
-            if cell is not self.reference:
-                yield cell, self._assess(cell, shown[cell.id], anchor)
-
-    def _assess(self, cell: Cell, shown: _Shown, anchor: list[quality.Answers] | None) -> Inspected:
-        """Score the answers; `anchor` is None for the reference, and where it has none itself."""
-        for item in shown.values():
-            if isinstance(item, SideError):
-                return Inspected(death=(item.death.status, item.death.reason))
-        answers, start = _answers(shown), shown[0]
-        assert answers is not None
-        assert isinstance(start, quality.Inspection)
-        metric = self.planned.plan.workload(cell.workload).metric
-        if metric == "agreement" and anchor is None and cell.role is not Role.REFERENCE:
-            return Inspected(
-                cold_start=start.cold_start, death=(Status.FAILED, "its reference gave no answers to agree with")
-            )
-        try:
-            score = quality.assess(metric, answers, anchor)
-        except Exception as error:  # answers may have any shape
-            return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
-        if not all(map(_is_finite, (score.score, score.difference))):
-            reason = f"metric {metric} is no number, or has no finite interval on these examples"
-            return Inspected(cold_start=start.cold_start, death=(Status.FAILED, reason))
-        moved = None
-        if anchor is not None:
-            moved = max(quality.largest_difference(a, b) for a, b in zip(answers, anchor, strict=True))
-            moved = min(moved, sys.float_info.max)  # JSON has no infinity
-        return Inspected(score, start.cold_start, start.energy, start.on_device, moved)
-
-    def _side(self, cell: Cell, seed: int = 0) -> Side:
-        prepared = self.findings.prepared[cell.id][seed]
-        assert prepared.content is not None
-        assert prepared.splits is not None
-        artifact = self.planned.store.open(prepared.content)
-        return Side(
-            name=cell.id,
-            artifact=artifact.root,
-            target=cell.target,
-            splits=self.planned.store.splits(prepared.splits),
-            metric=self.planned.plan.workload(cell.workload).metric,
-            paths=self.planned.paths,
-        )
-
-    # --- turns ---
-
-    def _duel(self, cells: Sequence[Cell]) -> None:
-        """The launches that are still to be measured, each into the journal."""
-        start = self.meter.shares["measure"] - self.share * len(self.launches)
+    def _play(self, cells: Sequence[Cell]) -> list[Launch]:
+        suite, start = self.planned.plan.suite, self.meter.shares["measure"]
+        share = self.share / suite.launches
 
         def tell(done: float, number: int) -> None:
-            label = f"{self.name}: launch {number + 1} of {self.suite.launches}"
-            self.meter.reach("measure", start + self.share * (number + done), label)
+            label = f"{self.name}: launch {number + 1} of {suite.launches}"
+            self.meter.reach("measure", start + share * (number + done), label)
 
-        measured = paired.measure(
-            [self._side(cell) for cell in cells],
-            launches=self.suite.launches,
-            seconds=self.suite.budget_seconds / self.suite.launches,
-            cpus=available_cpus(),
-            seed=_stable_seed(self.name),
-            before=self.launches,
-            progress=tell,
-        )
-        with contextlib.closing(measured):
-            for launch in measured:
-                name = f"{_slug(self.name)}-{len(self.launches)}"
-                runs.write_samples(self.journal.folder, name, launch.arrays())
-                self.journal.append("launch", block=self.name, samples=name, facts=to_json(launch.facts))
-                self.launches.append(launch)
+        sides = [side_of(self.planned, cell, self.findings.prepared[cell.id][0]) for cell in cells]
+        launches = play(self.journal, self.name, sides, suite.launches, suite.budget_seconds / suite.launches, tell)
+        self.meter.reach("measure", start + self.share, self.name)
+        return launches
 
 
 def _restored(journal: runs.Journal, entry: Mapping[str, Any]) -> Launch:
@@ -210,17 +199,6 @@ def _restored(journal: runs.Journal, entry: Mapping[str, Any]) -> Launch:
     except (KeyError, ValueError) as error:
         where = journal.folder / runs.SAMPLES / f"{entry['samples']}.npz"
         raise InvalidInput(f"the samples are damaged: {error}", where=where, do="Start a new run.") from error
-
-
-def _is_finite(interval: Interval | None) -> bool:
-    return interval is None or all(map(math.isfinite, (interval.value, interval.low, interval.high)))
-
-
-def _answers(shown: _Shown) -> list[quality.Answers] | None:
-    """The answers of every seed in order, or None if a seed has none."""
-    items = [shown[seed] for seed in sorted(shown)]
-    found = [item.answers for item in items if isinstance(item, quality.Inspection)]
-    return found if len(found) == len(items) else None
 
 
 def _stable_seed(text: str) -> int:

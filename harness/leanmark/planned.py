@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from leanmark import modules, registry
@@ -10,9 +11,11 @@ from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.host import available_cpus
-from leanmark.prepare.artifacts import Store
+from leanmark.judge import baselines
+from leanmark.prepare.artifacts import Store, code_hash
 from leanmark.prepare.recipe import Prepared, Trial, from_store
 from leanmark.prepare.sources import default_store
+from leanmark.processes import Code
 from leanmark.results import Cell
 from leanmark.runtimes import supported
 
@@ -30,6 +33,11 @@ class Options:
     jobs: int | None = None
     resume: str | None = None
     command: str = ""
+    base: str | None = None  # a revision to measure beside
+    base_python: Path | None = None
+    baseline: Path | None = None  # a stored run to measure beside, or to be judged by
+    dirty: bool = False  # whether the work tree may have changes that are in no commit
+    measure_all: bool = False  # also what is the same in both versions
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,12 @@ class Planned:
     store: Store
     jobs: int
     paths: tuple[Path, ...]
+    beside: bool = False  # whether cells are measured beside another version in place of their references
+
+    @property
+    def code(self) -> Code:
+        """What its child processes run."""
+        return Code(paths=self.paths)
 
     def trials(self) -> dict[TrialName, Trial]:
         """Every trial that is to be prepared."""
@@ -55,6 +69,16 @@ class Planned:
     def cached(self, cell: Cell) -> Prepared | None:
         """The first seed's preparation, if it lies in the store."""
         return from_store(self.trial(cell, self.plan.suite.seeds[0]), self.store, checked=False)
+
+    def source_of(self, reference: str) -> Path | None:
+        """The file that holds what "package.module:name" names."""
+        with modules.import_path(*self.paths):
+            return modules.find_source(reference.partition(":")[0])
+
+    def code_of(self, cell: Cell) -> str:
+        """Hashes of what runs a cell's artifact; see `code_hash`."""
+        with modules.import_path(*self.paths):
+            return code_hash(self.plan.workload(cell.workload), cell.target)
 
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
@@ -89,11 +113,26 @@ def plan_suite(name: str, options: Options) -> Planned:
         budget_seconds=options.budget_seconds or suite.budget_seconds,
         launches=options.launches or suite.launches,
     )
-    plan = make_plan(suite, supported).select(options.only)
+    whole = make_plan(suite, supported)
+    for pattern in suite.rules.cells:
+        if not any(fnmatchcase(cell.id, pattern) for cell in whole.cells):
+            raise InvalidInput(
+                f"the gate's limits for '{pattern}' fit no cell",
+                where=suite.file,
+                do="`leanmark plan` lists the cells.",
+            )
+    plan = whole.select(options.only)
+    beside = options.base is not None
+    if options.baseline is not None:
+        baseline = baselines.read(options.baseline)
+        baselines.check_suite(baseline, suite.name)
+        beside = baseline.artifacts is not None
+    if beside:
+        plan = plan.beside()
     references = [name for item in suite.workloads for name in (item.model, item.data, item.metric)]
     own = suite.plugins or any(name and ":" in name and not _is_builtin(name) for name in references)
     jobs = options.jobs or len(available_cpus())
-    return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else ())
+    return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else (), beside)
 
 
 def _is_builtin(reference: str) -> bool:

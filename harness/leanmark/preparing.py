@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from leanmark.declare.plan import trial_seconds
 from leanmark.errors import StorageFull
-from leanmark.jsonable import from_json, to_json
-from leanmark.judge.store import Journal
+from leanmark.jsonable import from_json
 from leanmark.planned import Planned, TrialName
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, run_jobs
 from leanmark.progress import Meter
 from leanmark.results import short_id
 
+Keep = Callable[[TrialName, Prepared], None]
+PreparedCells = dict[str, tuple[Prepared, ...]]
 
-def prepare_all(planned: Planned, journal: Journal, meter: Meter) -> dict[str, tuple[Prepared, ...]]:
+
+def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Keep, meter: Meter) -> PreparedCells:
     """What became of every trial, by cell, in the order of the seeds.
 
-    What failed before a run was resumed is not tried again.
+    What `failed` before a run was resumed is not tried again. keep: told of each trial that was made.
     """
     trials = planned.trials()
-    done: dict[TrialName, Prepared] = {}
-    for entry in journal.entries():
-        if entry["kind"] == "prepared":
-            before = from_json(Prepared, entry["prepared"])
-            if before.content is None:  # what lies in the store is looked up there
-                done[entry["cell"], entry["seed"]] = before
+    done = dict(failed)
     for name, trial in trials.items():
         if name not in done and (cached := from_store(trial, planned.store, checked=True)) is not None:
             done[name] = cached
@@ -38,9 +35,10 @@ def prepare_all(planned: Planned, journal: Journal, meter: Meter) -> dict[str, t
         without = _without_base(batch, trials, done)
         done |= without
         for name, outcome in _prepare(
-            {name: trial for name, trial in batch.items() if name not in without}, planned, journal, meter, total
+            {name: trial for name, trial in batch.items() if name not in without}, planned, meter, total
         ):
             done[name] = outcome
+            keep(name, outcome)
     meter.reach("prepare", 1.0, "prepared")
     cells = [cell for cell in planned.plan.cells if cell.skip is None]
     return {cell.id: tuple(done[cell.id, seed] for seed in planned.plan.suite.seeds) for cell in cells}
@@ -64,7 +62,7 @@ def _without_base(
 
 
 def _prepare(
-    batch: Mapping[TrialName, Trial], planned: Planned, journal: Journal, meter: Meter, total_seconds: float
+    batch: Mapping[TrialName, Trial], planned: Planned, meter: Meter, total_seconds: float
 ) -> Iterator[tuple[TrialName, Prepared]]:
     suite = planned.plan.suite
     names = {f"{cell}#{seed}": (cell, seed) for cell, seed in batch}
@@ -74,7 +72,7 @@ def _prepare(
             "leanmark.prepare.child",
             trial_message(batch[name], planned.store, suite.plugins),
             suite.prepare_timeout_seconds,
-            paths=planned.paths,
+            code=planned.code,
         )
         for job, name in names.items()
     ]
@@ -88,7 +86,6 @@ def _prepare(
             meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: {event.text}")
             continue
         outcome = _outcome(event)
-        journal.append("prepared", cell=name[0], seed=name[1], prepared=to_json(outcome))
         finished += share
         under_way.pop(event.job.name, None)
         meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: prepared")

@@ -46,6 +46,26 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Code:
+    """What a child runs: an interpreter, and where it finds Python modules.
+
+    paths: looked in before installed packages; a suite's own folder. sources: looked in before
+    everything else; another revision's folders in place of those that are installed from the work tree.
+    """
+
+    python: str = sys.executable
+    paths: tuple[Path, ...] = ()
+    sources: tuple[Path, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """What of the environment tells it so."""
+        if not self.sources:
+            return {}
+        before = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+        return {"PYTHONPATH": os.pathsep.join([*map(str, self.sources), *before])}
+
+
+@dataclass(frozen=True)
 class Death:
     """How a child ended that should not have."""
 
@@ -127,12 +147,10 @@ class Child(ABC):
 class Fresh(Child):
     """A child that is a fresh interpreter: ``python -m MODULE DESCRIPTOR``."""
 
-    def __init__(
-        self, module: str, *, threads: int = 1, python: str = sys.executable, paths: Sequence[Path] = ()
-    ) -> None:
-        self._command = [python, "-P", "-m", module]
-        self._paths = list(map(str, paths))
-        self._environment = {**os.environ, **thread_environment(threads)}
+    def __init__(self, module: str, *, threads: int = 1, code: Code = Code()) -> None:
+        self._command = [code.python, "-P", "-m", module]
+        self._paths = list(map(str, code.paths))
+        self._environment = {**os.environ, **code.environment(), **thread_environment(threads)}
         super().__init__()
 
     def _start(self, descriptor: int) -> int:
@@ -166,11 +184,10 @@ class Base(Fresh):
         message: Mapping[str, Any],
         *,
         threads: int = 1,
-        python: str = sys.executable,
-        paths: Sequence[Path] = (),
+        code: Code = Code(),
     ) -> None:
         self._lock, self._ready = threading.Lock(), False
-        super().__init__(module, threads=threads, python=python, paths=paths)
+        super().__init__(module, threads=threads, code=code)
         self.channel.send({"op": "base", **message})
 
     def wait(self, timeout: float) -> None:
@@ -269,7 +286,7 @@ class Job:
     message: Mapping[str, Any]
     timeout_seconds: float
     threads: int = 1
-    paths: tuple[Path, ...] = ()
+    code: Code = Code()
 
 
 @dataclass(frozen=True)
@@ -304,7 +321,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Progress | Done]:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     job = waiting.pop()
-                    child = Fresh(job.module, threads=job.threads, paths=job.paths)
+                    child = Fresh(job.module, threads=job.threads, code=job.code)
                     running[child] = job
                     selector.register(child.channel, selectors.EVENT_READ, child)
                     with contextlib.suppress(ChannelClosed):

@@ -9,6 +9,7 @@ latency ratio below 1 is faster than the reference.
 
 Format history
 1  first version
+2  the gate's rules, what a run was measured against, and which test examples were answered rightly
 """
 
 from __future__ import annotations
@@ -16,18 +17,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from leanmark.jsonable import Json
+from leanmark.rules import Rules
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-FRAME_COLUMNS = [
-    *["run", "suite", "cell", "workload", "recipe", "target", "role", "status"],
-    *["metric", "value", "low", "high", "n", "unit"],
-]
+SCHEMA_VERSION = 2
 
 
 class Status(StrEnum):
@@ -50,12 +48,20 @@ class Status(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a comparison says about a metric, given a tolerance."""
+    """What a comparison says about a metric, given a tolerance, or about a cell as a whole."""
 
     UNCHANGED = "unchanged"
     IMPROVED = "improved"
     REGRESSED = "regressed"
     INCONCLUSIVE = "inconclusive"
+    NEW = "new"
+    MISSING = "missing"
+    BROKEN = "broken"  # was ok; now failed, timeout, out-of-memory, wrong or ineffective
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it fails the gate."""
+        return self in (Verdict.REGRESSED, Verdict.MISSING, Verdict.BROKEN)
 
 
 class Role(StrEnum):
@@ -157,6 +163,8 @@ class Quality:
     by_seed: tuple[float, ...]
     difference: Interval | None = None
     answers_changed: float | None = None  # fraction of test examples whose answer differs
+    examples: str = ""  # hash of the test examples, in order
+    hits: tuple[str, ...] = ()  # of each seed, which examples scored 1, where scores are 0 or 1; see `quality.pack`
 
 
 # A side is noisy when more than this share of its turns was disturbed.
@@ -261,6 +269,8 @@ class Result:
     status: Status
     reason: str = ""
     artifact: str | None = None  # content hash of the first seed's artifact
+    more_artifacts: tuple[str, ...] = ()  # of the other seeds', in order
+    code: str = ""  # of what runs them; see `prepare.artifacts.code_hash`
     against_reference: Interval | None = None  # latency ratio, same runtime
     against_eager: Interval | None = None  # latency ratio, torch eager, same device
     truth: float | None = None  # the exact latency ratio of a control that has one
@@ -275,6 +285,38 @@ class Result:
     on_device: OnDevice | None = None  # of CUDA targets
     evidence: tuple[Evidence, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions of one cell, measured side by side: ratios are head over base, the difference is head minus base.
+
+    same: why nothing had to be measured, where head and base are one thing.
+    problem: why nothing could be measured.
+    """
+
+    same: str = ""
+    problem: str = ""
+    screened: Interval | None = None  # latency ratio
+    decided: Interval | None = None  # latency ratio of a suspect, on fresh launches
+    seconds: float = 0.0  # of turns a side a launch, in the last of the two
+    quality: Interval | None = None
+    answers_changed: float | None = None  # fraction of test examples
+    cold_start: Interval | None = None  # ratio
+    memory: Interval | None = None  # ratio of peak resident sizes
+
+
+@dataclass(frozen=True)
+class Base:
+    """The other version that a run was measured against: a revision, or a baseline with its artifacts."""
+
+    kind: Literal["revision", "baseline"]
+    name: str  # as it was asked for
+    id: str  # the commit, or the run that the baseline is
+    results: tuple[Result, ...]
+    comparisons: Mapping[str, Comparison]  # by cell
+    rules: Rules = field(default_factory=Rules)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,6 +335,8 @@ class Run:
     results: tuple[Result, ...]
     warnings: tuple[str, ...] = ()
     complete: bool = True
+    rules: Rules = field(default_factory=Rules)
+    bases: tuple[Base, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_frame(self) -> pd.DataFrame:
@@ -301,69 +345,6 @@ class Run:
         Columns: run, suite, workload, recipe, target, role, status, metric,
         value, low, high, n, unit. Missing bounds are NaN.
         """
-        import pandas as pd
+        from leanmark.frame import frame
 
-        rows = [
-            {
-                "run": self.id,
-                "suite": self.suite,
-                "cell": result.cell.id,
-                "workload": result.cell.workload,
-                "recipe": result.cell.recipe,
-                "target": result.cell.target.id,
-                "role": result.cell.role.value,
-                "status": result.status.value,
-                **row,
-            }
-            for result in self.results
-            for row in _metric_rows(result)
-        ]
-        return pd.DataFrame(rows, columns=FRAME_COLUMNS)
-
-
-def _metric_rows(result: Result) -> list[dict[str, Json]]:
-    rows: list[dict[str, Json]] = []
-
-    def add(metric: str, unit: str, value: float | Interval | None, n: int | None = None) -> None:
-        if isinstance(value, Interval):
-            rows.append(
-                {
-                    "metric": metric,
-                    "unit": unit,
-                    "value": value.value,
-                    "low": value.low,
-                    "high": value.high,
-                    "n": value.n,
-                }
-            )
-        elif value is not None:
-            rows.append({"metric": metric, "unit": unit, "value": value, "low": None, "high": None, "n": n})
-
-    add("latency_ratio_reference", "ratio", result.against_reference)
-    add("latency_ratio_eager", "ratio", result.against_eager)
-    if result.quality is not None:
-        add(result.quality.metric, "fraction", result.quality.score)
-        add(f"{result.quality.metric}_difference", "fraction", result.quality.difference)
-    if result.timing is not None:
-        timing = result.timing
-        add("latency_median", "seconds", timing.median, timing.calls)
-        add("latency_p90", "seconds", timing.p90, timing.calls)
-        add("latency_p99", "seconds", timing.p99, timing.calls)
-        add("throughput", "calls/second", timing.calls_per_second, timing.calls)
-    if result.footprint is not None:
-        footprint = result.footprint
-        add("size", "bytes", footprint.size_bytes)
-        add("compressed_size", "bytes", footprint.compressed_bytes)
-        add("parameters", "count", footprint.parameters)
-        add("nonzero_parameters", "count", footprint.nonzero_parameters)
-        add("macs", "count", footprint.macs)
-    if result.cold_start is not None:
-        cold = result.cold_start
-        add("cold_start", "seconds", cold.import_seconds + cold.load_seconds + cold.first_call_seconds, 1)
-        add("rss_peak", "bytes", cold.rss_peak_bytes, 1)
-    if result.cost is not None:
-        add("preparation", "seconds", result.cost.seconds, 1)
-    add("break_even", "calls", result.break_even_calls)
-    if result.energy is not None:
-        add("energy", "joules/call", result.energy.joules)
-    return rows
+        return frame(self)

@@ -11,24 +11,31 @@ import hashlib
 import itertools
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from leanmark import assembly, modules
+from leanmark import assembly, modules, versions
 from leanmark.assembly import Findings
+from leanmark.comparing import compare_all, screening_of
 from leanmark.declare.plan import Plan
 from leanmark.errors import InvalidInput, StorageFull
-from leanmark.jsonable import canonical_json, to_json
+from leanmark.jsonable import canonical_json, from_json, to_json
 from leanmark.judge import store as runs
 from leanmark.measure import environment
 from leanmark.measure.launches import stretch_seconds
-from leanmark.measuring import measure_all
-from leanmark.planned import Options, Planned, plan_suite
+from leanmark.measuring import launches_of, measure_all
+from leanmark.planned import Options, Planned, TrialName, plan_suite
+from leanmark.preparation import describe
+from leanmark.prepare.recipe import Prepared
 from leanmark.preparing import prepare_all
 from leanmark.processes import kill_all
 from leanmark.progress import Advance, Meter
-from leanmark.results import Run
+from leanmark.results import Base, Run
+from leanmark.versions import Version
+
+_CONTROL_TOLERANCE = 0.02
 
 
 class RunStopped(Exception):
@@ -46,26 +53,67 @@ def run_suite(name: str, options: Options, advance: Advance) -> tuple[Run, Path]
     ends it, no child process is left behind.
     """
     planned = plan_suite(name, options)
-    with modules.import_path(*planned.paths):
-        journal = _open_journal(planned, options)
-        try:
-            return _run(planned, journal, advance), journal.folder
-        except (KeyboardInterrupt, StorageFull) as cause:
-            raise RunStopped(journal.folder, cause) from None
-        finally:
-            kill_all()
-
-
-def _run(planned: Planned, journal: runs.Journal, advance: Advance) -> Run:
-    """All phases, then the document."""
+    meter = Meter(advance, _weights(planned))
     started = time.monotonic()
+    try:
+        with (
+            modules.import_path(*planned.paths),
+            versions.beside(planned, options, meter) as version,
+        ):
+            journal = _open_journal(planned, options, version)
+            try:
+                measured = _measure(planned, options, journal, meter, version)
+                return _document(planned, journal, *measured, time.monotonic() - started), journal.folder
+            except (KeyboardInterrupt, StorageFull) as cause:
+                raise RunStopped(journal.folder, cause) from None
+    finally:
+        kill_all()
+
+
+def _weights(planned: Planned) -> dict[str, float]:
+    """The phases of a run and about how many seconds each takes."""
     expected = planned.estimate()
-    meter = Meter(advance, {"prepare": expected.prepare_seconds, "measure": expected.measure_seconds})
-    prepared = prepare_all(planned, journal, meter)
-    findings = measure_all(planned, journal, meter, prepared)
+    weights = {"prepare": expected.prepare_seconds, "measure": expected.measure_seconds}
+    if planned.beside:
+        weights = {"base": expected.prepare_seconds + 1.0, **weights, "answers": expected.measure_seconds / 2}
+        weights["decide"] = weights["measure"] / 2
+    return weights
+
+
+def _measure(
+    planned: Planned, options: Options, journal: runs.Journal, meter: Meter, version: Version | None
+) -> tuple[Findings, tuple[Base, ...], tuple[str, ...]]:
+    """All phases, beside another version where there is one, else beside its own references; and what went wrong."""
+    failed: dict[TrialName, Prepared] = {}
+    for entry in journal.entries():
+        if entry["kind"] == "prepared":
+            before = from_json(Prepared, entry["prepared"], journal.path)
+            if before.content is None:  # what lies in the store is looked up there
+                failed[entry["cell"], entry["seed"]] = before
+
+    def keep(name: TrialName, prepared: Prepared) -> None:
+        journal.append("prepared", cell=name[0], seed=name[1], prepared=to_json(prepared))
+
+    prepared = prepare_all(planned, failed, keep, meter)
+    if version is None:
+        findings = measure_all(planned, journal, meter, prepared)
+        found = assembly.results(planned.plan, findings)
+        return findings, (), assembly.control_warnings(found, findings.launches, _control_tolerance(planned.plan))
+    findings, base, warnings = compare_all(planned, journal, meter, prepared, version, everything=options.measure_all)
+    return findings, (base,), warnings
+
+
+def _document(
+    planned: Planned,
+    journal: runs.Journal,
+    findings: Findings,
+    bases: tuple[Base, ...],
+    warnings: tuple[str, ...],
+    seconds: float,
+) -> Run:
+    """The run as it is stored."""
     plan, begin = planned.plan, journal.entries()[0]
-    found = assembly.results(plan, findings)
-    warnings = assembly.control_warnings(found, findings.launches, plan.suite.tolerances["latency"])
+    code = describe(planned, findings.prepared).code
     if any(not launch.facts.pinned for launches in findings.launches.values() for launch in launches):
         warnings = (*warnings, "workers could not be pinned to processors; intervals are wider for it")
     run = Run(
@@ -73,23 +121,31 @@ def _run(planned: Planned, journal: runs.Journal, advance: Advance) -> Run:
         suite=plan.suite.name,
         title=plan.suite.title,
         started=begin["started"],
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         command=begin["command"],
         seeds=plan.suite.seeds,
         environment=begin["environment"],
         commit=begin["commit"],
-        results=found,
+        results=tuple(replace(item, code=code[item.cell.id]) for item in assembly.results(plan, findings)),
         warnings=warnings,
+        rules=plan.suite.rules,
+        bases=bases,
     )
     runs.write_run(journal.folder, run, _stretches(plan, findings))
     return run
 
 
-def _open_journal(planned: Planned, options: Options) -> runs.Journal:
+def _control_tolerance(plan: Plan) -> float:
+    """How far an A/A control may lie off: what the gate tolerates, or its default where latency is not judged."""
+    tolerance = plan.suite.rules.limits.latency
+    return _CONTROL_TOLERANCE if tolerance is None else tolerance
+
+
+def _open_journal(planned: Planned, options: Options, version: Version | None) -> runs.Journal:
     """The journal of a new run, or of the one to resume."""
     root = options.out or runs.default_runs()
     suite = planned.plan.suite
-    digest = _digest(planned)
+    digest = _digest(planned, options, version)
     if options.resume is not None:
         journal = runs.Journal(runs.find_run(options.resume, root, finished=False))
         _check_same_plan(journal, digest)
@@ -114,13 +170,15 @@ def _open_journal(planned: Planned, options: Options) -> runs.Journal:
     return journal
 
 
-def _digest(planned: Planned) -> str:
-    """A hash of all that decides what the run will hold: plan, seeds, metrics, data and code."""
+def _digest(planned: Planned, options: Options, version: Version | None) -> str:
+    """A hash of all that decides what the run will hold: plan, seeds, metrics, data, code, and the other version."""
     suite = planned.plan.suite
     keys = [trial.keys().final for trial in planned.trials().values()]
     metrics = [workload.metric for workload in suite.workloads]
     plan = [to_json(cell) for cell in planned.plan.cells]
     decisive: list[Any] = [plan, keys, metrics, list(suite.seeds), suite.budget_seconds, suite.launches]
+    if version is not None:
+        decisive += [version.kind, version.id, options.measure_all, to_json(suite.rules)]
     return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
 
 
@@ -132,6 +190,15 @@ def _check_same_plan(journal: runs.Journal, digest: str) -> None:
             f"the run {journal.folder.name} was begun with another plan",
             do="Resume with the same suite file and options, or start a new run.",
         )
+
+
+def stretches_of(run: Run, folder: Path) -> dict[str, list[float]]:
+    """Seconds a call of every stretch that each cell of a finished run had to itself."""
+    journal = runs.Journal(folder)
+    blocks = {result.cell.block for result in run.results}
+    names = {block: screening_of(block) if run.bases else block for block in blocks}
+    launches = {block: launches_of(journal, name) for block, name in names.items()}
+    return {item.cell.id: stretch_seconds(launches[item.cell.block], item.cell.id) for item in run.results}
 
 
 def _stretches(plan: Plan, findings: Findings) -> dict[str, list[float]]:

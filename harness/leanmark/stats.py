@@ -31,6 +31,11 @@ _LEAST_ERROR = 0.3
 _BALANCED = 1e-9
 # A percentile is reported only where at least so many samples lie beyond it.
 _TAIL_SAMPLES = 5
+# In so many cases the launches that are said to decide do so; and how much more than in a screening they may scatter.
+_DECIDING = 0.9
+_CAUTION = 1.2
+_LEAST_LAUNCHES = 8  # fewer tell a large change, but not how large
+_MOST_LAUNCHES = 100_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,54 @@ class LogRatio:
     def times(self, other: LogRatio) -> LogRatio:
         """The product of two ratios: variances add in log space, the fewer launches count."""
         return LogRatio(self.mean + other.mean, math.hypot(self.error, other.error), min(self.launches, other.launches))
+
+    def over(self, other: LogRatio) -> LogRatio:
+        """The quotient of two ratios that were measured apart."""
+        return self.times(LogRatio(-other.mean, other.error, other.launches))
+
+
+def log_ratio(interval: Interval) -> LogRatio:
+    """The log ratio whose interval this is. Raises ValueError for an interval that no ratio has."""
+    if not 0 < interval.low <= interval.value <= interval.high < math.inf or not 0 < interval.level < 1:
+        raise ValueError("an interval that no ratio has")
+    if interval.n < 2:
+        if interval.low < interval.high:
+            raise ValueError("an interval of a ratio from fewer than 2 launches")
+        return LogRatio(math.log(interval.value), 0.0, interval.n)
+    reach = math.log(interval.high / interval.low) / 2
+    return LogRatio(math.log(interval.value), reach / student(0.5 + interval.level / 2, interval.n - 1), interval.n)
+
+
+def log_ratio_of_pairs(logs: Sequence[float]) -> LogRatio:
+    """The mean of independent log ratios with its standard error. Raises ValueError with fewer than 4."""
+    count = len(logs)
+    if count < MINIMUM_LAUNCHES:
+        raise ValueError(f"an interval needs at least {MINIMUM_LAUNCHES} pairs, not {count}")
+    values = np.array(logs)
+    return LogRatio(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count), count)
+
+
+def deciding_launches(ratio: LogRatio, tolerance: float, must_see: float, level: float) -> int | None:
+    """How many launches like those of `ratio` decide about it in 9 of 10 cases; None where no number would do.
+
+    It is taken to be as far from the tolerance as it seems, or as `must_see` is, whichever is further,
+    and to scatter somewhat more than it did: few launches tell that only roughly.
+    """
+    limit = math.log1p(tolerance)
+    distance = max(math.log1p(must_see) - limit, abs(abs(ratio.mean) - limit))
+    scatter = _CAUTION * ratio.error * math.sqrt(ratio.launches)
+
+    def decide(count: int) -> bool:
+        reach = student(0.5 + level / 2, count - 1) + student(_DECIDING, count - 1)
+        return reach * scatter <= distance * math.sqrt(count)
+
+    if not decide(_MOST_LAUNCHES):
+        return None
+    low, high = _LEAST_LAUNCHES - 1, _MOST_LAUNCHES
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decide(middle) else (middle, high)
+    return high
 
 
 def pair_table(seconds: Array, reference: Array, copies: Array) -> Array:
@@ -196,6 +249,27 @@ def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Ve
     if interval.high < 1 / limit:
         return Verdict.IMPROVED
     return Verdict.UNCHANGED if interval.low >= 1 / limit and interval.high <= limit else Verdict.INCONCLUSIVE
+
+
+def judge_difference(difference: Interval, tolerance: float) -> Verdict:
+    """Whether a difference of quality, head minus base on the same examples, is a loss beyond a tolerance.
+
+    Regressed where the loss is beyond the tolerance and the interval excludes zero, unchanged where the whole
+    interval lies within the tolerance; improved is the mirror of regressed.
+    """
+    if difference.value < -tolerance and difference.high < 0:
+        return Verdict.REGRESSED
+    if difference.value > tolerance and difference.low > 0:
+        return Verdict.IMPROVED
+    inside = difference.low >= -tolerance and difference.high <= tolerance
+    return Verdict.UNCHANGED if inside else Verdict.INCONCLUSIVE
+
+
+def deciding_examples(difference: Interval, tolerance: float) -> int | None:
+    """With how many examples like these an inconclusive difference would be decided; None where no number would do."""
+    reach = (difference.high - difference.low) / 2
+    distance = abs(difference.value) if abs(difference.value) > tolerance else tolerance - abs(difference.value)
+    return None if distance <= 0 else math.ceil(difference.n * (reach / distance) ** 2)
 
 
 def _variance(values: Array) -> float:

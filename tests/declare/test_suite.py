@@ -6,6 +6,7 @@ import pytest
 
 from leanmark.declare.suite import Suite, load
 from leanmark.errors import InvalidInput, Position
+from leanmark.rules import Rules
 
 GOOD = """\
 suite: small
@@ -39,7 +40,7 @@ def test_defaults_are_filled_in_and_controls_added(tmp_path: Path):
     assert suite.recipes[0].steps[0].params == {"sparsity": 0.5, "scope": "global"}
     assert (suite.seeds, suite.launches) == ((0,), 5)
     assert [target.id for target in suite.targets] == ["cpu-onnxruntime-t1-b1"]
-    assert suite.tolerances == {"latency": 0.02, "quality": 0.005, "size": 0.0}
+    assert suite.rules == Rules()
 
 
 def test_controls_can_be_switched_off(tmp_path: Path):
@@ -85,7 +86,7 @@ def test_a_wrong_sweep_of_threads_is_refused(tmp_path: Path, sweep: str, says: s
 def test_units_are_needed_and_read(tmp_path: Path):
     assert good(tmp_path, GOOD + "measure: {budget: 500ms}\n").budget_seconds == 0.5
     assert good(tmp_path, GOOD + "measure: {budget: 2min}\n").budget_seconds == 120
-    assert good(tmp_path, GOOD + "gate: {quality: {tolerance: 0.5pp}}\n").tolerances["quality"] == 0.005
+    assert good(tmp_path, GOOD + "gate: {quality: {tolerance: 0.5pp}}\n").rules.limits.quality == 0.005
     error = refused(tmp_path, GOOD + "measure: {budget: 5}\n")
     assert "needs a number and a unit" in error.what
 

@@ -151,7 +151,7 @@ def test_an_interrupt_leaves_nothing_behind(project: Path, tmp_path: Path, numbe
 
 def test_a_killed_run_leaves_no_children_and_resumes(project: Path, tmp_path: Path):
     suite = project / "killed.yaml"
-    suite.write_text(SUITE.replace("budget: 100ms", "budget: 1s").split("recipes:")[0] + "targets: [{}]\n")
+    suite.write_text(SUITE.replace("budget: 100ms", "budget: 400ms").split("recipes:")[0] + "targets: [{}]\n")
     out = tmp_path / "runs"
     process = subprocess.Popen(
         [sys.executable, *PROGRAM, "run", suite.name, "--out", str(out)],

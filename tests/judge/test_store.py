@@ -10,6 +10,7 @@ from runs import realistic_run
 
 from leanmark.errors import InvalidInput
 from leanmark.judge.store import DOCUMENT, Journal, document, find_run, list_runs, read_run, write_run
+from leanmark.results import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_the_document_holds_what_pytest_benchmark_needs(folder: Path):
     for benchmark in stored["benchmarks"]:
         assert benchmark["stats"]["rounds"] == 3
         assert benchmark["stats"]["median"] == 1e-3
-        assert benchmark["extra_info"]["leanmark"]["schema_version"] == 1
+        assert benchmark["extra_info"]["leanmark"]["schema_version"] == SCHEMA_VERSION
     assert len(stored["benchmarks"]) + len(stored["leanmark"]["unmeasured"]) == len(stored["leanmark"]["cells"])
 
 
@@ -44,7 +45,7 @@ def test_the_document_holds_what_pytest_benchmark_needs(folder: Path):
         (lambda text: text[: len(text) // 2], "is not a run document"),
         (lambda text: "[]", "is not a leanmark run"),
         (lambda text: "{}", "is not a leanmark run"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "schema version 99"),
+        (lambda text: text.replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'), "schema version 99"),
         (lambda text: text.replace('"status": "ok"', '"status": "great"', 1), "not a valid run"),
         (lambda text: text.replace('"benchmarks"', '"benchmarkz"'), "not a whole run document"),
         (lambda text: "[" * 100_000, "is not a run document"),

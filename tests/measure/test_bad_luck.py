@@ -9,10 +9,11 @@ import pytest
 
 from leanmark import registry
 from leanmark.host import available_cpus
-from leanmark.measure import paired, sides
+from leanmark.measure import paired, sides, table
 from leanmark.measure.launches import Launch
 from leanmark.measure.paired import measure
 from leanmark.measure.sides import Side
+from leanmark.processes import Code
 from leanmark.results import Status, Target
 from leanmark.stages import Split, TorchModel, save
 from leanmark.workloads import split_store
@@ -27,21 +28,32 @@ def known():
 
 
 @pytest.fixture
-def duel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(MODELS))
     inputs = np.random.default_rng(1).normal(size=(10, 256)).astype(np.float32)
     split_store.store({"test": Split({"x": inputs})}, tmp_path / "splits")
 
-    def run(what: str, launches: int = 1, after: int = IN_TURNS, reference: str = "behaves") -> list[Launch]:
+    def sides_of(*names: str, after: int = IN_TURNS) -> list[Side]:
         import misbehaving
 
         found: list[Side] = []
-        for name in (reference, what):
+        for name in names:
             root = tmp_path / f"{name}-{len(found)}"
             root.mkdir()
             config = {"what": name, "after": after}
             save(TorchModel(misbehaving.build(**config).eval(), "misbehaving:build", config), root)
-            found.append(Side(root.name, root, Target(runtime="torch"), tmp_path / "splits", paths=(MODELS,)))
+            found.append(
+                Side(root.name, root, Target(runtime="torch"), tmp_path / "splits", code=Code(paths=(MODELS,)))
+            )
+        return found
+
+    return sides_of
+
+
+@pytest.fixture
+def duel(make):
+    def run(what: str, launches: int = 1, after: int = IN_TURNS, reference: str = "behaves") -> list[Launch]:
+        found = make(reference, what, after=after)
         return list(measure(found, launches=launches, seconds=0.1, cpus=available_cpus(), seed=0))
 
     return run
@@ -63,7 +75,8 @@ def duel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_it_is_reported_as_that_and_the_other_side_goes_on(duel, monkeypatch, what: str, status: Status, reason: str):
     if what == "moves" and len(available_cpus()) == 1:
         pytest.skip("with one processor there is nowhere to move")
-    monkeypatch.setattr(paired, "PATIENCE_SECONDS", 2.0)
+    for module in (paired, table):
+        monkeypatch.setattr(module, "PATIENCE_SECONDS", 2.0)
     (launch,) = duel(what)
     death = launch.deaths[f"{what}-1"]
     assert death.status is status
@@ -94,6 +107,18 @@ def test_a_launch_whose_reference_dies_in_its_turns_is_the_last(duel):
     (only,) = duel("behaves", launches=3, reference="dies")
     assert only.facts.sides == ()
     assert set(only.deaths) == {"dies-0"}
+
+
+@pytest.mark.slow
+def test_a_pair_ends_with_one_of_it_and_the_others_go_on(make):
+    """Two versions of each of three programs; the old version of one and the new one of another die."""
+    found = make("behaves", "behaves", "dies", "behaves", "behaves", "dies")
+    first, second = measure(found, launches=2, seconds=0.1, cpus=available_cpus(), seed=0, pairs=True)
+    assert set(first.deaths) == {"dies-2", "dies-5"}
+    for launch in (first, second):
+        assert launch.facts.sides == ("behaves-0", "behaves-1")
+        assert len(launch.seconds) >= paired.MINIMUM_ROUNDS
+    assert second.deaths == {}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from leanmark.measure import paired
 from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
 from leanmark.measure.paired import calls_a_turn, measure
 from leanmark.measure.sides import Side, SideError, Worker
+from leanmark.measure.starts import paired_starts
 from leanmark.results import Status, Target
 from leanmark.stages import Delivery, Program, Split, save
 from leanmark.workloads import split_store
@@ -273,3 +274,28 @@ def test_a_launch_without_its_reference_ends_at_once(folder: Path):
     (done,) = measure(sides, launches=4, seconds=0.1, cpus=available_cpus(), seed=1)
     assert done.facts.sides == ()
     assert set(done.deaths) == {"reference"}
+
+
+def test_pairs_share_launches_and_are_compared_with_their_own_base(folder: Path):
+    """Three cells, each beside its other version; one of them was made half as slow again."""
+    artifacts = {"same": ("plain", "plain"), "slower": ("plain", "half"), "faster": ("half", "plain")}
+    sides = [
+        side
+        for name, (before, after) in artifacts.items()
+        for side in (real(folder, f"{name}@base", before), real(folder, name, after))
+    ]
+    done = list(measure(sides, launches=4, seconds=0.05, cpus=available_cpus(), seed=1, pairs=True, alike=True))
+    assert all(item.facts.sides == tuple(side.name for side in sides) for item in done)
+    found = {name: compare(done, name, f"{name}@base").interval() for name in artifacts}
+    assert found["slower"].low > 1.2
+    assert found["faster"].high < 1 / 1.2
+    assert 0.8 < found["same"].low <= found["same"].high < 1.25
+
+
+def test_starts_are_paired_with_an_interval(folder: Path):
+    cold, memory = paired_starts(real(folder, "head", "plain"), real(folder, "base", "plain"), seed=0, pairs=4)
+    assert cold.n == memory.n == 4
+    assert 0 < cold.low < cold.value < cold.high
+    assert memory.value == pytest.approx(1.0, abs=0.2)
+    with pytest.raises(SideError, match="no readable artifact"):
+        paired_starts(real(folder, "head", "nothing"), real(folder, "base", "plain"), seed=0, pairs=4)

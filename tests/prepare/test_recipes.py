@@ -1,5 +1,6 @@
 """Recipes are prepared in child processes: reproducibly, once, and never from stale code."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def quick_trials() -> dict[str, Trial]:
     """Every recipe of `quick` on the smaller network, lowered for onnxruntime."""
     (suite,) = [load(path) for path in builtin_suites() if path.stem == "quick"]
     workload = registry.get_workload("lenet-300-100")
+    workload = replace(workload, train={**(workload.train or {}), "epochs": 1})
     found = {"fp32": Trial(workload, LOWERING, 0, LOWERING)}
     for recipe in suite.recipes:
         exported = any(registry.get_step(spec.name).produces is Program for spec in recipe.steps)

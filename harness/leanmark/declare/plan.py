@@ -48,17 +48,26 @@ class Plan:
         return next(workload for workload in self.suite.workloads if workload.name == name)
 
     def select(self, words: tuple[str, ...]) -> Plan:
-        """Only cells whose id holds one of the words, with their references. Raises InvalidInput for a word in none."""
+        """Only cells whose id is, or else holds, one of the words, with their references.
+
+        Raises InvalidInput for a word that is in none.
+        """
         if not words:
             return self
         for word in words:
             if not word or not any(word in cell.id for cell in self.cells):
                 raise InvalidInput(f"no cell of '{self.suite.name}' holds '{word}'", do="`leanmark plan` lists them.")
-        chosen = [cell for cell in self.cells if any(word in cell.id for word in words)]
+        known = {cell.id for cell in self.cells}
+        whole, parts = known & set(words), [word for word in words if word not in known]
+        chosen = [cell for cell in self.cells if cell.id in whole or any(word in cell.id for word in parts)]
         blocks = {cell.block for cell in chosen}
         anchors = [c for c in self.cells if c.block in blocks and c.role in (Role.REFERENCE, Role.EAGER)]
         kept = {cell.id for cell in (*chosen, *anchors)}
         return replace(self, cells=tuple(cell for cell in self.cells if cell.id in kept))
+
+    def beside(self) -> Plan:
+        """Only cells that are shipped: beside their other version they need neither controls nor torch eager."""
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.role in (Role.REFERENCE, Role.VARIANT)))
 
 
 @dataclass(frozen=True)

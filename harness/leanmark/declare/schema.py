@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, WithJsonSchema
@@ -90,12 +91,69 @@ class ToleranceDeclaration(_Strict):
     tolerance: Tolerance
 
 
-class GateDeclaration(_Strict):
-    """Tolerances of the gate."""
+class LatencyDeclaration(_Strict):
+    """How much slower a cell may get: in a duel, by ratios of two runs, by times of two runs.
 
-    latency: ToleranceDeclaration = ToleranceDeclaration.model_construct(tolerance=0.02)
-    quality: ToleranceDeclaration = ToleranceDeclaration.model_construct(tolerance=0.005)
-    size: ToleranceDeclaration = ToleranceDeclaration.model_construct(tolerance=0.0)
+    `must_see` is the change that a duel must be able to show beyond the tolerance; what that takes is measured.
+    """
+
+    tolerance: Tolerance | None = None
+    must_see: Tolerance | None = None
+    ratios: Tolerance | None = None
+    times: Tolerance | None = None
+
+
+def _unless_off(value: object) -> object:
+    return None if value in ("off", False) else value
+
+
+Judged = Annotated[
+    ToleranceDeclaration | None,
+    BeforeValidator(_unless_off, json_schema_input_type=ToleranceDeclaration | Literal["off"]),
+]
+JudgedLatency = Annotated[
+    LatencyDeclaration | None, BeforeValidator(_unless_off, json_schema_input_type=LatencyDeclaration | Literal["off"])
+]
+
+
+class LimitsDeclaration(_Strict):
+    """Tolerances of the gate; what is left out stays as it is, and what is `off` is not judged."""
+
+    latency: JudgedLatency = None
+    quality: Judged = None
+    size: Judged = None
+    compressed_size: Judged = None
+    parameters: Judged = None
+    macs: Judged = None
+    cold_start: Judged = None
+    memory: Judged = None
+
+
+def _day(value: object) -> date:
+    try:
+        return date.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError("a day is written 2026-12-31") from None
+
+
+class AllowDeclaration(_Strict):
+    """Findings that do not fail the gate until a day, and why."""
+
+    cell: str = Field(min_length=1)
+    metric: str | None = None
+    reason: str = Field(min_length=1)
+    until: Annotated[date, BeforeValidator(_day), WithJsonSchema({"type": "string", "format": "date"})]
+
+
+class GateDeclaration(LimitsDeclaration):
+    """Tolerances of the gate, those of some cells by pattern, and what is allowed for a while.
+
+    `budget` is seconds of turns a side that deciding about one suspect may take.
+    """
+
+    budget: Seconds = 60.0
+    cells: dict[str, LimitsDeclaration] = Field(default_factory=dict)
+    allow: list[AllowDeclaration] = Field(default_factory=list)
 
 
 class ModelWorkload(_Strict):
@@ -163,10 +221,20 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     step_choice = {"anyOf": [{"enum": [step.name for step in registry.steps()]}, step_object]}
-    schema["properties"]["recipes"]["additionalProperties"] = {"type": "array", "items": step_choice}
+    # A plug-in's steps are known only once it is loaded, which no editor does.
+    anything = {"anyOf": [*step_choice["anyOf"], {"type": "string"}, {"type": "object", "maxProperties": 1}]}
+    schema["properties"]["recipes"]["additionalProperties"] = {"type": "array"}
+    schema["if"] = {"required": ["plugins"]}
+    schema["then"], schema["else"] = (
+        {"properties": {"recipes": _recipes(choice)}} for choice in (anything, step_choice)
+    )
     runtime_names = [runtime.name for runtime in registry.runtimes()]
     schema["$defs"]["TargetDeclaration"]["properties"]["runtime"]["enum"] = runtime_names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "leanmark suite"}
+
+
+def _recipes(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {"additionalProperties": {"type": "array", "items": step}}
 
 
 def _drop_numeric_defaults(schema: Any) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from leanmark import modules, registry
 from leanmark.declare.document import Document, Location, parse
+from leanmark.declare.limits import make_rules
 from leanmark.declare.recipes import Placed, Recipe, check_chain, check_size, check_unique, unfold_recipes
 from leanmark.declare.schema import (
     IMPORT_PATTERN,
@@ -29,6 +30,7 @@ from leanmark.declare.schema import (
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.registry import Workload
 from leanmark.results import Target
+from leanmark.rules import Rules
 from leanmark.techniques import training
 
 
@@ -47,8 +49,9 @@ class Suite:
     prepare_timeout_seconds: float
     budget_seconds: float
     launches: int
-    tolerances: Mapping[str, float] = field(default_factory=dict[str, float])
+    rules: Rules = field(default_factory=Rules)
     plugins: tuple[str, ...] = ()
+    controls: bool = True
 
     @property
     def folder(self) -> Path:
@@ -89,12 +92,9 @@ def load(path: Path) -> Suite:
         prepare_timeout_seconds=declared.prepare.timeout,
         budget_seconds=declared.measure.budget,
         launches=declared.measure.launches,
-        tolerances={
-            "latency": declared.gate.latency.tolerance,
-            "quality": declared.gate.quality.tolerance,
-            "size": declared.gate.size.tolerance,
-        },
+        rules=make_rules(declared.gate, document),
         plugins=tuple(declared.plugins),
+        controls=declared.controls,
     )
 
 

@@ -123,6 +123,7 @@ _KINDS: dict[str, dict[str, type]] = {
     },
     "prepared": {"cell": str, "seed": int, "prepared": dict},
     "inspected": {"cell": str, "inspected": dict},
+    "compared": {"cell": str, "compared": dict},
     "launch": {"block": str, "samples": str, "facts": dict},
 }
 
@@ -339,6 +340,13 @@ def _summary(folder: Path) -> RunSummary:
         return RunSummary(run.id, run.suite, run.started, len(run.results), run.complete, folder)
     begin = Journal(folder).entries()[0]
     return RunSummary(folder.name, begin["suite"], begin["started"], begin["cells"], False, folder)
+
+
+def is_run(name: str, root: Path) -> bool:
+    """Whether a name is that of a run rather than of a suite."""
+    places = (Path(name), root / name)
+    documents = any((place / file).exists() for place in places for file in (DOCUMENT, JOURNAL))
+    return name == "latest" or documents or (name.endswith(".json") and Path(name).is_file())
 
 
 def find_run(name: str, root: Path, *, finished: bool) -> Path:

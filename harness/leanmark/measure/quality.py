@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanmark import stats
+from leanmark import hits, stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.jsonable import from_json
@@ -150,25 +150,45 @@ def largest_difference(answers: Answers, reference: Answers) -> float:
     return worst
 
 
-def assess(metric: str, own: Sequence[Answers], reference: Sequence[Answers] | None) -> Quality:
+def assess(metric: str, own: Sequence[Answers], reference: Sequence[Answers] | None, examples: str = "") -> Quality:
     """Score one variant over its seeds; `reference` holds the same seeds' reference.
 
-    None as reference means that it is the reference itself.
+    None as reference means that it is the reference itself. examples: a hash of the test examples.
     """
     against = reference if reference is not None else own
     difference: Interval | None = None
+    packed: tuple[str, ...] = ()
     if own[0].score is not None:
         score, by_seed, difference = _bootstrapped(own, reference)
     else:
         scores = np.stack([_scores(metric, a, b) for a, b in zip(own, against, strict=True)])
         score, by_seed = stats.mean_score(scores), tuple(float(row.mean()) for row in scores)
+        if np.isin(scores, (0, 1)).all():
+            packed = tuple(hits.pack(row) for row in scores)
         if reference is not None:
             theirs = np.stack([_scores(metric, b, b) for b in reference])
             difference = stats.paired_difference(scores, theirs)
     moved = None
     if reference is not None:
         moved = float(np.mean([changed(a, b).mean() for a, b in zip(own, reference, strict=True)]))
-    return Quality(metric.rpartition(":")[2], score, by_seed, difference, moved)
+    return Quality(metric.rpartition(":")[2], score, by_seed, difference, moved, examples, packed)
+
+
+def compare(
+    metric: str, head: Sequence[Answers], base: Sequence[Answers], anchor: Sequence[Answers] | None
+) -> tuple[Interval, float]:
+    """Head's quality minus base's on the same examples, over the same seeds, and the share of answers that changed.
+
+    anchor: the answers that `agreement` is with, the same for both.
+    """
+    moved = float(np.mean([changed(a, b).mean() for a, b in zip(head, base, strict=True)]))
+    if head[0].score is not None and base[0].score is not None:
+        return _change(head, base), moved
+    against = anchor if anchor is not None else base
+    own, other = (
+        np.stack([_scores(metric, a, b) for a, b in zip(side, against, strict=True)]) for side in (head, base)
+    )
+    return stats.paired_difference(own, other), moved
 
 
 def _scores(metric: str, answers: Answers, reference: Answers) -> Array:
@@ -185,10 +205,14 @@ def _bootstrapped(
     mine = _mean_replicates(own)
     count = len(own[0].outputs[0])
     score = _percentiles(float(np.mean(by_seed)), mine, count, "bootstrap over examples")
-    if reference is None:
-        return score, by_seed, None
-    change = float(np.mean(by_seed) - np.mean([answers.score or 0.0 for answers in reference]))
-    return score, by_seed, _percentiles(change, mine - _mean_replicates(reference), count, "paired bootstrap")
+    return score, by_seed, None if reference is None else _change(own, reference)
+
+
+def _change(own: Sequence[Answers], other: Sequence[Answers]) -> Interval:
+    """The difference of bootstrapped scores: every side drew the same examples."""
+    value = float(np.mean([answers.score or 0.0 for answers in own]) - np.mean([a.score or 0.0 for a in other]))
+    replicates = _mean_replicates(own) - _mean_replicates(other)
+    return _percentiles(value, replicates, len(own[0].outputs[0]), "paired bootstrap")
 
 
 def _mean_replicates(answers: Sequence[Answers]) -> Array:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from leanmark import registry
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
 from leanmark.host import available_memory, pin
 from leanmark.jsonable import from_json
-from leanmark.processes import Base, Child, Copy, Death, Fresh
+from leanmark.processes import Base, Child, Code, Copy, Death, Fresh
 from leanmark.results import ColdStart, Status, Target
 
 CAN_FORK = sys.platform == "linux"
@@ -26,14 +26,14 @@ _WARM_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Side:
-    """What a worker runs: an artifact, where, and on which inputs."""
+    """What a worker runs: an artifact, where, and on which inputs; and the interpreter and code that run it."""
 
     name: str
     artifact: Path
     target: Target
     splits: Path
     metric: str = "accuracy"
-    paths: tuple[Path, ...] = ()
+    code: Code = field(default_factory=Code)
 
     def opening(self) -> dict[str, Any]:
         """The message that opens a worker."""
@@ -65,7 +65,7 @@ class Worker:
     def __init__(self, side: Side, base: Base | None = None) -> None:
         self.side = side
         if base is None:
-            self.child: Child = Fresh(_MODULE, threads=side.target.threads, paths=side.paths)
+            self.child: Child = Fresh(_MODULE, threads=side.target.threads, code=side.code)
         else:
             self.child = Copy(base)
 
@@ -120,7 +120,7 @@ class Bases:
             if key not in self._bases:
                 opening = side.opening()
                 message = {"library": opening["library"], "loader": opening["loader"]}
-                self._bases[key] = Base(_MODULE, message, threads=side.target.threads, paths=side.paths)
+                self._bases[key] = Base(_MODULE, message, threads=side.target.threads, code=side.code)
 
     def worker(self, side: Side, cpus: Sequence[int]) -> Worker:
         """A new worker for a side, on these processors. Raises SideError."""
@@ -143,12 +143,12 @@ class Bases:
             base.kill()
 
 
-_BaseKey = tuple[str, str, int, tuple[Path, ...]]
+_BaseKey = tuple[str, str, int, Code]
 
 
 def _base_key(side: Side) -> _BaseKey:
     runtime = registry.get_runtime(side.target.runtime)
-    return (runtime.libraries[0], runtime.loader, side.target.threads, side.paths)
+    return (runtime.libraries[0], runtime.loader, side.target.threads, side.code)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from leanmark.errors import InvalidInput, StorageFull
 from leanmark.jsonable import canonical_json, from_json
 from leanmark.prepare.sources import source_hash
 from leanmark.registry import Workload
-from leanmark.results import StepSpec
-from leanmark.stages import Artifact
+from leanmark.results import StepSpec, Target
+from leanmark.stages import MANIFEST, Artifact, TorchModel
 
 STORE_FORMAT = 1
 
@@ -116,6 +116,26 @@ class Store:
             made = entry(content)
             self.write_json(self.root / "keys" / f"{key}.json", asdict(made))
             return made
+
+    def adopt(self, content: str, read: Callable[[str], bytes]) -> Artifact:
+        """Take an artifact in that was made elsewhere; `read` gives its files by name.
+
+        Raises InvalidInput unless every file has its hash. Whether it may be run is another question.
+        """
+        place = self._place(content)
+        if place.exists() and self._is_whole(content):
+            return self.open(content)
+        shutil.rmtree(place, ignore_errors=True)
+        with writing_to(self.root), self.scratch() as folder:
+            root = folder / content
+            root.mkdir()
+            (root / MANIFEST).write_bytes(read(MANIFEST))
+            for name in Artifact.open(root).manifest["files"]:
+                (root / name).write_bytes(read(name))
+            Artifact.open(root).check()
+            with contextlib.suppress(FileExistsError, OSError):
+                os.rename(root, place)
+        return self.open(content)
 
     @contextlib.contextmanager
     def scratch(self) -> Generator[Path]:
@@ -220,6 +240,26 @@ def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Key
             )
         )
     return Keys(splits, base, tuple(found))
+
+
+def code_hash(workload: Workload, target: Target) -> str:
+    """Two hashes of what runs an artifact, with a dot between them.
+
+    The first is of the model's own code, where the artifact does not hold it; the second of the rest: leanmark's
+    code, the metric's, and versions.
+    """
+    runtime = registry.get_runtime(target.runtime)
+    metric = workload.metric if ":" in workload.metric else None
+    model = _hash("model", _source_of(workload.model) if runtime.executes is TorchModel else None)
+    rest = _hash(
+        "code",
+        platform.python_version(),
+        source_hash("leanmark.measure.worker"),
+        source_hash(runtime.loader.partition(":")[0]),
+        [workload.metric, _source_of(metric)],
+        _versions((*runtime.libraries, "numpy")),
+    )
+    return f"{model[:16]}.{rest[:16]}"
 
 
 @functools.cache

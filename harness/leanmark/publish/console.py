@@ -30,7 +30,7 @@ def running(console: Console) -> Generator[Advance]:
         with _bar(console) as advance:
             yield advance
     else:
-        yield _lines(console)
+        yield lines(console)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _bar(console: Console) -> Generator[Advance]:
         yield advance
 
 
-def _lines(console: Console) -> Advance:
+def lines(console: Console) -> Advance:
     begun = time.monotonic()
     last = [0.0]
 

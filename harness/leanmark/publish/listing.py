@@ -33,6 +33,19 @@ def print_entries(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
     _print_rows(rows)
 
 
+def print_baselines(found: Sequence[Mapping[str, Any]]) -> None:
+    """One line a baseline."""
+    if not found:
+        print("no baselines")
+        return
+    columns = ("name", "suite", "cells", "artifacts", "started", "cpu")
+    rows = [
+        tuple("damaged" if key == "suite" and "suite" not in item else _text(item.get(key, "")) for key in columns)
+        for item in found
+    ]
+    _print_rows([columns, *rows])
+
+
 def print_entry(entry: Mapping[str, Any]) -> None:
     """Everything that is known of one entry; its documentation last."""
     facts = [(key, _fact(value)) for key, value in entry.items() if key not in ("documentation", "summary")]

@@ -68,9 +68,9 @@ def difference(found: Quality | None) -> Figure:
         return NOTHING
     paired = found.difference
     if is_percentage(found.metric):
-        low, high = _signed(100 * paired.low, 1), _signed(100 * paired.high, 1)
-        return Figure(f"{_signed(100 * paired.value, 1)} pp", f"[{low}, {high}]")
-    return Figure(_signed(paired.value, 3), f"[{_signed(paired.low, 3)}, {_signed(paired.high, 3)}]")
+        low, high = signed(100 * paired.low, 1), signed(100 * paired.high, 1)
+        return Figure(f"{signed(100 * paired.value, 1)} pp", f"[{low}, {high}]")
+    return Figure(signed(paired.value, 3), f"[{signed(paired.low, 3)}, {signed(paired.high, 3)}]")
 
 
 def is_percentage(metric: str) -> bool:
@@ -148,7 +148,7 @@ def _fixed(number: float, places: int) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def _signed(number: float, places: int) -> str:
+def signed(number: float, places: int) -> str:
     text = _fixed(number, places)
     return text if text.startswith("-") or float(text) == 0 else f"+{text}"
 

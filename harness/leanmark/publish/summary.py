@@ -160,25 +160,25 @@ def markdown(run: Run) -> str:
     """The run as GitHub-flavoured Markdown; text from the run stands in code spans only."""
     table = leaderboard.rows(run)
     front = leaderboard.pareto(table, leaderboard.AXES[0].value)
-    lines = [f"### {_code(run.suite, 80)}", ""]
+    lines = [f"### {code(run.suite, 80)}", ""]
     if not run.complete:
         lines += ["> [!WARNING]", "> This run is not complete.", ""]
     for warning in run.warnings:
-        lines += ["> [!WARNING]", f"> {_code(warning, 600)}", ""]
+        lines += ["> [!WARNING]", f"> {code(warning, 600)}", ""]
     for group, members in leaderboard.groups(table).items():
         metric = next((row.quality.metric for row in members if row.quality is not None), "quality")
-        titles = ("variant", _code(metric, 24), "difference", "size", LATENCY_TITLE, EAGER_TITLE, "status")
-        lines += [f"**{_code(group.title, 200)}**", "", _line(titles), _line(("---", *["--:"] * 5, "---"))]
-        lines += [_line(_markdown_cells(row, row.id in front)) for row in members]
+        titles = ("variant", code(metric, 24), "difference", "size", LATENCY_TITLE, EAGER_TITLE, "status")
+        lines += [f"**{code(group.title, 200)}**", "", table_line(titles), table_line(("---", *["--:"] * 5, "---"))]
+        lines += [table_line(_markdown_cells(row, row.id in front)) for row in members]
         lines.append("")
-    lines += [f"<sub>{_code(line, 600)}</sub><br>" for line in _footer(run, table)]
+    lines += [f"<sub>{code(line, 600)}</sub><br>" for line in _footer(run, table)]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_cells(row: Row, on_front: bool) -> tuple[str, ...]:
-    reason = f" {_code(row.result.reason, 300)}" if not row.ok and row.result.reason else ""
+    reason = f" {code(row.result.reason, 300)}" if not row.ok and row.result.reason else ""
     return (
-        _code(row.variant, NAME_LIMIT) + (" \\*" if on_front else ""),
+        code(row.variant, NAME_LIMIT) + (" \\*" if on_front else ""),
         str(numbers.quality(row.quality)),
         str(numbers.difference(row.quality)),
         numbers.size(row.footprint.size_bytes if row.footprint else None),
@@ -188,11 +188,11 @@ def _markdown_cells(row: Row, on_front: bool) -> tuple[str, ...]:
     )
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _code(text: str, limit: int) -> str:
+def code(text: str, limit: int) -> str:
     """A code span, in which neither HTML nor links nor mentions work, fit for a table's cell."""
     # A backslash before a bar would undo the bar's own, so both go: no name needs them.
     shown = visible(text, limit).replace("\\", "/").replace("`", "'").replace("|", "\\|").strip()

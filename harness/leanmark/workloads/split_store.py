@@ -138,6 +138,12 @@ def names(root: Path) -> frozenset[str]:
         return frozenset(_known(root)) & set(SPLITS)
 
 
+def digest(root: Path, name: str) -> str:
+    """The sha256 of one stored split, as it was when it was stored. Raises InvalidInput."""
+    with _reading(root):
+        return str(_known(root)[name]["sha256"])
+
+
 def open_split(root: Path, name: str) -> Split:
     """One stored split, mapped into memory and read-only.
 

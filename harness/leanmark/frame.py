@@ -1,0 +1,81 @@
+"""A run as a tidy table."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from leanmark.jsonable import Json
+from leanmark.results import Interval, Result, Run
+
+COLUMNS = [
+    *["run", "suite", "cell", "workload", "recipe", "target", "role", "status"],
+    *["metric", "value", "low", "high", "n", "unit"],
+]
+
+
+def frame(run: Run) -> pd.DataFrame:
+    """One row a metric of a cell; see `Run.to_frame`."""
+    rows = [
+        {
+            "run": run.id,
+            "suite": run.suite,
+            "cell": result.cell.id,
+            "workload": result.cell.workload,
+            "recipe": result.cell.recipe,
+            "target": result.cell.target.id,
+            "role": result.cell.role.value,
+            "status": result.status.value,
+            **row,
+        }
+        for result in run.results
+        for row in _metric_rows(result)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _metric_rows(result: Result) -> list[dict[str, Json]]:
+    rows: list[dict[str, Json]] = []
+
+    def add(metric: str, unit: str, value: float | Interval | None, n: int | None = None) -> None:
+        if isinstance(value, Interval):
+            rows.append(
+                {
+                    "metric": metric,
+                    "unit": unit,
+                    "value": value.value,
+                    "low": value.low,
+                    "high": value.high,
+                    "n": value.n,
+                }
+            )
+        elif value is not None:
+            rows.append({"metric": metric, "unit": unit, "value": value, "low": None, "high": None, "n": n})
+
+    add("latency_ratio_reference", "ratio", result.against_reference)
+    add("latency_ratio_eager", "ratio", result.against_eager)
+    if result.quality is not None:
+        add(result.quality.metric, "fraction", result.quality.score)
+        add(f"{result.quality.metric}_difference", "fraction", result.quality.difference)
+    if result.timing is not None:
+        timing = result.timing
+        add("latency_median", "seconds", timing.median, timing.calls)
+        add("latency_p90", "seconds", timing.p90, timing.calls)
+        add("latency_p99", "seconds", timing.p99, timing.calls)
+        add("throughput", "calls/second", timing.calls_per_second, timing.calls)
+    if result.footprint is not None:
+        footprint = result.footprint
+        add("size", "bytes", footprint.size_bytes)
+        add("compressed_size", "bytes", footprint.compressed_bytes)
+        add("parameters", "count", footprint.parameters)
+        add("nonzero_parameters", "count", footprint.nonzero_parameters)
+        add("macs", "count", footprint.macs)
+    if result.cold_start is not None:
+        cold = result.cold_start
+        add("cold_start", "seconds", cold.import_seconds + cold.load_seconds + cold.first_call_seconds, 1)
+        add("rss_peak", "bytes", cold.rss_peak_bytes, 1)
+    if result.cost is not None:
+        add("preparation", "seconds", result.cost.seconds, 1)
+    add("break_even", "calls", result.break_even_calls)
+    if result.energy is not None:
+        add("energy", "joules/call", result.energy.joules)
+    return rows

@@ -1,0 +1,147 @@
+"""`leanmark gate`, `compare` and `baseline`: documents read, judged, stored. Loads no plug-in and no model."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from leanmark.declare import suite as suites
+from leanmark.errors import InvalidInput, LeanmarkError, NothingToCompare
+from leanmark.judge import baselines, gate, store
+from leanmark.judge.baselines import Baseline
+from leanmark.judge.gate import Stored
+from leanmark.judgement import Judgement
+from leanmark.measure.environment import read_environment
+from leanmark.planned import Options, find_suite
+from leanmark.prepare.artifacts import Store
+from leanmark.prepare.sources import default_store
+from leanmark.results import Run
+
+
+def options(
+    out: Path | None = None,
+    only: Sequence[str] | None = None,
+    budget_seconds: float | None = None,
+    launches: int | None = None,
+    jobs: int | None = None,
+    resume: str | None = None,
+    base: str | None = None,
+    base_python: Path | None = None,
+    baseline: str | None = None,
+    folder: Path | None = None,
+    dirty: bool = False,
+    measure_all: bool = False,
+    command: str = "",
+) -> Options:
+    """What a command line says of a run. Raises InvalidInput where it contradicts itself."""
+    if base is not None and baseline is not None:
+        raise InvalidInput("a run is measured beside one other version", do="Give either --base or --baseline.")
+    stored = None if baseline is None else baselines.find(baseline, folder or baselines.default_folder()).path
+    return Options(
+        out,
+        tuple(only or ()),
+        budget_seconds,
+        launches,
+        jobs,
+        resume,
+        command or shlex.join(["leanmark", *sys.argv[1:]]),
+        base,
+        base_python,
+        stored,
+        dirty,
+        measure_all,
+    )
+
+
+def default_baseline(suite: str, folder: Path) -> str:
+    """The stored baseline of a suite that is to be measured here. Raises NothingToCompare where there is none."""
+    name = suites.load(find_suite(suite)).name
+    found = baselines.fitting(name, read_environment()["machine_class"], folder)
+    if not found:
+        raise _no_baseline(name, folder)
+    return str(found[0].path)
+
+
+def _no_baseline(suite: str, folder: Path) -> NothingToCompare:
+    return NothingToCompare(
+        f"there is no baseline of '{suite}' in {folder.absolute()}",
+        do="Store a run as one with `leanmark baseline save RUN`, or measure beside a revision with --base.",
+    )
+
+
+def judge_run(run: Run, baseline: str | None, folder: Path) -> Judgement:
+    """The verdicts on a run: by what it was measured beside, by a named baseline, or by the one that is stored.
+
+    A pinned baseline of the suite is always compared with too. Raises InvalidInput, and NothingToCompare where there
+    is nothing to compare with.
+    """
+    found = _chosen(run, baseline, folder)
+    if not found and not run.bases:
+        raise _no_baseline(run.suite, folder)
+    beside = {base.id for base in run.bases}
+    stored = [Stored(item.name, item.run) for item in found if item.run.id not in beside]
+    return gate.judge(run, stored, datetime.now(UTC).date())
+
+
+def _chosen(run: Run, named: str | None, folder: Path) -> list[Baseline]:
+    machine = str(run.environment.get("machine_class", ""))
+    fitting = baselines.fitting(run.suite, machine, folder)
+    pinned = [item for item in fitting if item.is_pinned]
+    if named is not None:
+        chosen = baselines.find(named, folder)
+        baselines.check_suite(chosen, run.suite)
+        return [chosen, *(item for item in pinned if item.path.resolve() != chosen.path.resolve())]
+    return pinned if run.bases else fitting
+
+
+def compare_runs(first: str, second: str, runs: Path, folder: Path) -> Judgement:
+    """What changed from the second to the first, each a run or a baseline. Raises InvalidInput."""
+    head, base = (_document(name, runs, folder) for name in (first, second))
+    if head.run.suite != base.run.suite:
+        raise InvalidInput(f"{first} is of the suite '{head.run.suite}', {second} of '{base.run.suite}'")
+    return gate.judge(head.run, [base], datetime.now(UTC).date())
+
+
+def _document(name: str, runs: Path, folder: Path) -> Stored:
+    """A run, or, where there is none of that name, a baseline."""
+    try:
+        run = store.read_run(store.find_run(name, runs, finished=True))
+        return Stored(run.id, run)
+    except LeanmarkError as error:
+        try:
+            baseline = baselines.find(name, folder)
+        except LeanmarkError:
+            raise error from None
+        return Stored(baseline.name, baseline.run)
+
+
+def save_baseline(run: Run, folder: Path, *, with_artifacts: bool) -> Baseline:
+    """Store a run as the baseline of its suite and machine class. Raises InvalidInput."""
+    return baselines.save(run, folder, _files if with_artifacts else None)
+
+
+def _files(content: str) -> Mapping[str, Path]:
+    """The files of an artifact in the store."""
+    artifact = Store(default_store()).open(content)
+    artifact.check()
+    return {path.name: path for path in artifact.files()}
+
+
+def write_outputs(outputs: Sequence[tuple[Path, str]]) -> None:
+    """Put each text into its file, in place of what it held."""
+    for path, text in outputs:
+        with store.telling(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_atomically(path, text)
+
+
+def append_summary(text: str) -> None:
+    """Add to the summary of the step, where this is a step of a GitHub workflow."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with store.telling(Path(path)), Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)

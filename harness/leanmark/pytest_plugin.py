@@ -1,0 +1,234 @@
+"""Suites as pytest items: ``pytest suites/quick.yaml``; a cell an item, results in pytest-benchmark's own session.
+
+The cells of one file that are selected are measured as one run, when the first of them is due. A suite is collected
+where it, or a folder that holds it, is named on the command line; never by the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from leanmark.judgement import Change, Judgement
+    from leanmark.progress import Advance
+    from leanmark.results import Cell, Result, Run
+
+_HEAD_BYTES = 4096
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of suites."""
+    group = parser.getgroup("leanmark", "suites of inference optimizations")
+    group.addoption(
+        "--leanmark-baseline",
+        metavar="FILE",
+        help="Stored baseline of the suite; what got worse since then fails. Artifacts that it has are measured again.",
+    )
+    group.addoption("--leanmark-runs", metavar="FOLDER", type=Path, help="Folder of runs; default: leanmark-runs.")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """A suite that was asked for."""
+    if file_path.suffix in (".yaml", ".yml") and _is_asked_for(file_path, parent.config) and _is_suite(file_path):
+        return SuiteFile.from_parent(parent, path=file_path)
+    return None
+
+
+def _is_asked_for(path: Path, config: pytest.Config) -> bool:
+    invocation = config.invocation_params
+    named = [(invocation.dir / str(argument).split("::")[0]).resolve() for argument in invocation.args]
+    return any(item == path or (item in path.parents and item != invocation.dir.resolve()) for item in named)
+
+
+def _is_suite(path: Path) -> bool:
+    """Whether its first line that says something is a suite's."""
+    with path.open("rb") as file:
+        lines = file.read(_HEAD_BYTES).decode(errors="replace").splitlines()
+    said = (line for line in lines if line.strip() and not line.lstrip().startswith("#") and line.strip() != "---")
+    return next(said, "").startswith("suite:")
+
+
+class SuiteFile(pytest.File):
+    """A suite, measured once for all of its items that are selected."""
+
+    _measured: tuple[Run, Judgement | None] | None = None
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """An item a cell, and one for what a baseline has and the suite lacks."""
+        from leanmark.errors import LeanmarkError
+        from leanmark.planned import Options, plan_suite
+
+        try:
+            planned = plan_suite(str(self.path), Options())
+        except LeanmarkError as error:
+            raise self.CollectError(error.message) from None
+        for cell in planned.plan.cells:
+            yield CellItem.from_parent(self, name=cell.id, cell=cell)
+        if self.config.getoption("--leanmark-baseline"):
+            yield BaselineItem.from_parent(self, name="baseline")
+
+    def measured(self) -> tuple[Run, Judgement | None]:
+        """The run of all selected cells, and the verdicts on it where there is a baseline."""
+        if self._measured is None:
+            self._measured = self._measure()
+        return self._measured
+
+    def _measure(self) -> tuple[Run, Judgement | None]:
+        from leanmark.gating import judge_run, options
+        from leanmark.judge.baselines import default_folder
+        from leanmark.runner import run_suite, stretches_of
+
+        if hasattr(self.config, "workerinput"):
+            pytest.skip("cells are measured one after the other; run suites without pytest-xdist")
+        items = [item for item in self.session.items if isinstance(item, CellItem) and item.parent is self]
+        baseline = self.config.getoption("--leanmark-baseline")
+        asked = options(
+            out=self.config.getoption("--leanmark-runs"),
+            only=[item.cell.id for item in items],
+            baseline=baseline,
+            command=shlex.join(["pytest", *sys.argv[1:]]),
+        )
+        run, folder = run_suite(str(self.path), asked, self._tell())
+        stretches = stretches_of(run, folder)
+        for item in items:
+            item.stretches = stretches.get(item.cell.id, [])
+        for warning in run.warnings:
+            warnings.warn(pytest.PytestWarning(f"{run.suite}: {warning}"), stacklevel=1)
+        return run, None if baseline is None else judge_run(run, baseline, default_folder())
+
+    def _tell(self) -> Advance:
+        """A line now and then, past pytest's capture."""
+        from leanmark.publish.console import lines, make_console
+
+        tell = lines(make_console(stderr=True))
+        capture: Any = self.config.pluginmanager.getplugin("capturemanager")
+
+        def advance(share: float, text: str) -> None:
+            with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
+                tell(share, text)
+
+        return advance
+
+
+class CellFailed(Exception):
+    """A cell that failed, or got worse: shown without a traceback, for there is no code to look at."""
+
+
+class _Item(pytest.Item):
+    """What all items of a suite have in common."""
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, self.name
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """One message for a user's mistakes and a cell's failures; a traceback for faults."""
+        from leanmark.errors import LeanmarkError
+
+        if isinstance(excinfo.value, CellFailed):
+            return str(excinfo.value)
+        if isinstance(excinfo.value, LeanmarkError):
+            return excinfo.value.message
+        return super().repr_failure(excinfo, style)
+
+    def suite(self) -> SuiteFile:
+        assert isinstance(self.parent, SuiteFile)
+        return self.parent
+
+    def fail_for(self, changes: list[Change]) -> None:
+        """Raises CellFailed with what fails the gate; warns of what could not be decided."""
+        from leanmark.publish import verdicts
+        from leanmark.results import Verdict
+
+        said = [f"{change.verdict.value} {verdicts.metric(change)}: {verdicts.what(change)}" for change in changes]
+        failed = [text for text, change in zip(said, changes, strict=True) if change.fails]
+        for text, change in zip(said, changes, strict=True):
+            if change.verdict is Verdict.INCONCLUSIVE and not change.allowed:
+                warnings.warn(pytest.PytestWarning(f"{self.name}: {text}"), stacklevel=1)
+        if failed:
+            raise CellFailed("\n".join(failed))
+
+
+class CellItem(_Item):
+    """One cell."""
+
+    def __init__(self, *, cell: Cell, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.cell = cell
+        self.stretches: list[float] = []
+
+    def runtest(self) -> None:
+        """Measure what is selected, if nobody did yet, and say what became of this cell."""
+        from leanmark.results import Status
+
+        run, judgement = self.suite().measured()
+        result = next((result for result in run.results if result.cell.id == self.cell.id), None)
+        if result is None:
+            pytest.skip("beside a baseline neither controls nor torch eager are measured")
+        self._add_benchmark(result)
+        if judgement is not None:
+            self.fail_for([change for change in judgement.changes if change.cell == self.cell.id])
+        if result.status.is_failure:
+            raise CellFailed(f"{result.status.value}: {result.reason}")
+        if result.status in (Status.SKIPPED, Status.NOT_APPLICABLE):
+            pytest.skip(f"{result.status.value}: {result.reason}")
+        if result.status is not Status.OK:
+            warnings.warn(pytest.PytestWarning(f"{self.name}: {result.status.value}: {result.reason}"), stacklevel=1)
+
+    def _add_benchmark(self, result: Result) -> None:
+        """Put the stretches that this cell had to itself into pytest-benchmark's session, if it has one."""
+        session = getattr(self.config, "_benchmarksession", None)
+        if session is None or session.disabled or not self.stretches:
+            return
+        from pytest_benchmark.stats import Metadata
+
+        from leanmark.jsonable import to_json
+
+        cell = result.cell
+        fixture = SimpleNamespace(
+            name=cell.recipe,
+            fullname=cell.id,
+            group=cell.block,
+            param=cell.id,
+            params={"workload": cell.workload, "recipe": cell.recipe, "target": cell.target.id},
+            extra_info={"leanmark": to_json(result)},
+            cprofile_stats=None,
+            has_error=False,
+        )
+        options = {**session.options, "disable_gc": True, "warmup": True}
+        benchmark = Metadata(fixture, 1, options)
+        for seconds in self.stretches:
+            benchmark.update(seconds)
+        session.benchmarks.append(benchmark)
+
+
+class BaselineItem(_Item):
+    """What a baseline has and the suite lacks."""
+
+    def runtest(self) -> None:
+        """Fail for cells that are missing."""
+        _, judgement = self.suite().measured()
+        assert judgement is not None
+        selected = {
+            item.name for item in self.session.items if isinstance(item, CellItem) and item.parent is self.parent
+        }
+        known = {item.name for item in self.suite().collect() if isinstance(item, CellItem)}
+        self.fail_for([c for c in judgement.changes if c.cell not in known and c.cell not in selected])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Leave no child process behind, whatever ended the session."""
+    if "leanmark.processes" in sys.modules:
+        from leanmark.processes import kill_all
+
+        with contextlib.suppress(Exception):
+            kill_all()

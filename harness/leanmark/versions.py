@@ -1,0 +1,222 @@
+"""The other version of a suite's cells: what a revision's own code, or a baseline's artifacts, make of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from leanmark import environments, revisions
+from leanmark.channel import PROTOCOL_VERSION
+from leanmark.errors import NothingToCompare
+from leanmark.graphs import external_locations
+from leanmark.jsonable import from_json
+from leanmark.judge import baselines
+from leanmark.judge.baselines import Baseline
+from leanmark.planned import Options, Planned
+from leanmark.preparation import Preparation
+from leanmark.prepare.recipe import Prepared
+from leanmark.processes import Code, Done, Job, Progress, run_jobs
+from leanmark.progress import Meter
+from leanmark.registry import Workload
+from leanmark.results import Result, Status
+from leanmark.revisions import Checkout
+from leanmark.rules import Rules
+from leanmark.stages import Artifact, TorchModel
+
+_LIMIT_SECONDS = 7 * 86400.0  # each trial has its own limit
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a run is measured beside.
+
+    results: what is known of its cells before anything is measured. contents: the artifacts of those
+    that can be run, one a seed, by content hash in the store. code: what runs them; digests: hashes of
+    that by cell. problems: why a cell cannot be run, where there is more to say than that there is none.
+    """
+
+    kind: Literal["revision", "baseline"]
+    name: str
+    id: str
+    results: Mapping[str, Result]
+    contents: Mapping[str, tuple[str, ...]]
+    code: Code
+    digests: Mapping[str, str]
+    rules: Rules = field(default_factory=Rules)
+    notes: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@contextlib.contextmanager
+def beside(planned: Planned, options: Options, meter: Meter) -> Generator[Version | None]:
+    """What a run is measured beside, for as long as this lasts; None where it is measured by itself."""
+    if options.base is not None:
+        with _of_revision(planned, options, meter) as version:
+            yield version
+    elif options.baseline is not None and planned.beside:
+        yield _of_baseline(planned, options.baseline)
+    else:
+        yield None
+
+
+def _of_baseline(planned: Planned, path: Path) -> Version:
+    """A baseline that carries its artifacts. Raises InvalidInput."""
+    baseline = baselines.read(path)
+    contents, problems = _unpacked(planned, baseline)
+    return Version(
+        "baseline",
+        baseline.name,
+        baseline.run.id,
+        {result.cell.id: result for result in baseline.run.results},
+        contents,
+        planned.code,
+        {result.cell.id: result.code for result in baseline.run.results},
+        baseline.run.rules,
+        problems=problems,
+    )
+
+
+def _unpacked(planned: Planned, baseline: Baseline) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """The baseline's artifacts in the store, by cell; and why some are left out.
+
+    A baseline comes with a pull request: what is taken is data, and the only code that it makes run is what
+    the suite here names itself.
+    """
+    assert baseline.artifacts is not None
+    read = baselines.artifact_files(baseline)
+    known = {result.cell.id: result for result in baseline.run.results}
+    cells = {cell.id: cell for cell in planned.plan.cells if cell.id in known}
+    contents: dict[str, tuple[str, ...]] = {}
+    problems: dict[str, str] = {}
+    for name, hashes in baseline.artifacts.contents.items():
+        if name not in cells:
+            continue
+        problem = ""
+        for content in hashes:
+            artifact = planned.store.adopt(content, lambda file, content=content: read(content, file))
+            workload = planned.plan.workload(cells[name].workload)
+            problem = problem or _distrust(artifact, workload)
+            if artifact.stage is TorchModel and not problem:
+                now = planned.code_of(cells[name]).partition(".")[0]
+                if now != known[name].code.partition(".")[0]:
+                    problem = f"it holds weights, and the code of {workload.model} has changed; use --base"
+        if problem:
+            problems[name] = f"the artifact of {baseline.name} is not run: {problem}"
+        else:
+            contents[name] = hashes
+    return contents, problems
+
+
+def _distrust(artifact: Artifact, workload: Workload) -> str:
+    """Why an artifact that somebody else made is not to be run here; empty where it may be."""
+    if artifact.stage is TorchModel:
+        named = (artifact.manifest.get("builder"), artifact.manifest.get("config"))
+        own = (workload.model, dict(workload.config or {}))
+        return "" if named == own else f"it is built by {named[0]!r}, which is not what the suite names"
+    beside = {"model.onnx", "weights.packed"}
+    if not set(artifact.manifest["files"]) <= beside:
+        return "it has files that no program of leanmark's has"
+    found = external_locations(artifact.root / "model.onnx") - {"weights.packed"}
+    return f"its weights are said to lie in {sorted(found)[0][:100]!r}" if found else ""
+
+
+@contextlib.contextmanager
+def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[Version]:
+    """The revision that the options name, prepared by its own code; its work tree is there for as long as this lasts.
+
+    Raises InvalidInput where there is no such revision, NothingToCompare where it cannot be prepared.
+    """
+    assert options.base is not None
+    suite = planned.plan.suite
+    with revisions.checkout(suite.folder, options.base, dirty=options.dirty) as checkout:
+        file = checkout.counterpart(suite.file)
+        if file is None:
+            raise NothingToCompare(
+                f"the suite {suite.file} is not in the repository {checkout.top}",
+                do="Put the suite under version control, or gate against a stored baseline with --baseline.",
+            )
+        if not file.is_file():
+            raise NothingToCompare(f"{options.base} has no {suite.file.relative_to(checkout.top)} yet")
+        meter.tell("base", f"{options.base}: environment")
+        python = environments.python_of(checkout, options.base_python, suite.folder)
+        code = Code(python, sources=checkout.sources())
+        preparation = _prepared(planned, options, code, file, meter)
+        yield Version(
+            "revision",
+            options.base,
+            checkout.commit,
+            {cell.id: _result(preparation, index) for index, cell in enumerate(preparation.cells)},
+            preparation.contents(),
+            Code(python, preparation.paths, code.sources),
+            preparation.code,
+            preparation.rules,
+            _notes(planned, checkout),
+        )
+
+
+def _prepared(planned: Planned, options: Options, code: Code, file: Path, meter: Meter) -> Preparation:
+    """What the revision's own code makes of its suite."""
+    message = {"suite": str(file), "only": list(options.only), "jobs": planned.jobs}
+    job = Job("base", "leanmark.preparation", message, _LIMIT_SECONDS, threads=1, code=code)
+    for event in run_jobs([job], 1):
+        if isinstance(event, Progress):
+            meter.reach("base", event.fraction, f"{options.base}: {event.text.removeprefix('prepare: ')}")
+        else:
+            meter.reach("base", 1.0, f"{options.base}: prepared")
+            return _checked(event, str(options.base))
+    raise AssertionError("a job is done in the end")
+
+
+def _checked(done: Done, name: str) -> Preparation:
+    """The answer, if it is one that this program understands. Raises NothingToCompare."""
+    if done.death is not None:
+        raise NothingToCompare(f"{name} cannot be prepared: {done.death.reason}", do="Mend it, or name another base.")
+    assert done.answer is not None
+    if "error" in done.answer:
+        raise NothingToCompare(f"{name} cannot be prepared: {done.answer['error']}", where=done.answer["where"])
+    found = done.answer["preparation"]
+    if found.get("protocol") != PROTOCOL_VERSION:
+        raise NothingToCompare(
+            f"the leanmark of {name} speaks version {found.get('protocol')} of the worker protocol, this one "
+            f"{PROTOCOL_VERSION}",
+            do="Let one leanmark measure both: --base-python with an interpreter that has this version.",
+        )
+    return from_json(Preparation, found)
+
+
+def _result(preparation: Preparation, index: int) -> Result:
+    """What preparing tells of a cell."""
+    cell = preparation.cells[index]
+    if cell.skip is not None:
+        return Result(cell, *cell.skip)
+    prepared = preparation.prepared[cell.id]
+    worst = min(prepared, key=lambda item: list(Status).index(item.status))
+    first: Prepared = prepared[0]
+    return Result(
+        cell,
+        worst.status,
+        worst.reason,
+        artifact=first.content,
+        footprint=first.final.footprint,
+        cost=first.cost,
+        evidence=first.final.evidence,
+    )
+
+
+def _notes(planned: Planned, checkout: Checkout) -> tuple[str, ...]:
+    """What a reader must know of how the two versions differ: nothing where a model is not of the repository."""
+    found: list[str] = []
+    for workload in planned.plan.suite.workloads:
+        if workload.model is None or workload.model.startswith("leanmark."):
+            continue
+        source = planned.source_of(workload.model)
+        installed = source is not None and bool({"site-packages", "dist-packages"} & set(source.parts))
+        if source is not None and (installed or checkout.counterpart(source) is None):
+            found.append(
+                f"{workload.model} is imported from {source}, which is not the work tree's: both versions run the "
+                "same code; install it with pip install -e, or name another interpreter with --base-python"
+            )
+    return tuple(found)

@@ -1,0 +1,202 @@
+"""Stored baselines: saved, pinned, gated against with and without their artifacts, and trusted with nothing."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gate.project import Project
+
+CELL = "net/{}/cpu-torch-t1-b1"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Project:
+    """A project whose first commit was run and stored, with its artifacts."""
+    project = Project(tmp_path_factory.mktemp("baselines") / "repository", cache)
+    assert project.leanmark("run", "mine.yaml").returncode == 0
+    done = project.leanmark("baseline", "save", "latest", "--with-artifacts")
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def project(measured: Project, tmp_path: Path) -> Project:
+    """The same in a folder of its own."""
+    own = object.__new__(Project)
+    own.folder, own.cache = tmp_path / "repository", measured.cache
+    own.folder.parent.mkdir(exist_ok=True)
+    shutil.copytree(measured.folder, own.folder)
+    return own
+
+
+def baseline(project: Project, suffix: str = ".json") -> Path:
+    (path,) = (project.folder / "baselines").glob(f"mine-*{suffix}")
+    return path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    stored = json.loads(path.read_text())
+    change(stored)
+    path.write_text(json.dumps(stored))
+
+
+def test_a_baseline_is_small_readable_and_listed(project: Project):
+    path = baseline(project)
+    text = path.read_text()
+    stored = json.loads(text)
+    assert len(text) < 2500 * len(stored["run"]["results"]) + 3000
+    assert [item["cell"]["id"] for item in stored["run"]["results"]] == sorted(
+        item["cell"]["id"] for item in stored["run"]["results"]
+    )
+    assert str(project.folder) not in text
+    listed = json.loads(project.leanmark("baseline", "list", "--json").stdout)
+    assert [(item["name"], item["suite"], item["artifacts"]) for item in listed] == [(path.stem, "mine", True)]
+    shown = project.leanmark("baseline", "show", path.stem)
+    assert "net" in shown.stdout
+    assert shown.returncode == 0
+
+
+def test_saving_again_changes_nothing_but_the_time(project: Project):
+    path, packed = baseline(project), baseline(project, ".zip")
+    before, bytes_before = json.loads(path.read_text()), packed.read_bytes()
+    assert project.leanmark("baseline", "save", "latest", "--with-artifacts").returncode == 0
+    after = json.loads(path.read_text())
+    assert {**after, "saved": ""} == {**before, "saved": ""}
+    assert packed.read_bytes() == bytes_before
+
+
+def test_numbers_of_the_same_program_pass(project: Project):
+    assert project.leanmark("baseline", "save", "latest").returncode == 0
+    assert not list((project.folder / "baselines").glob("*.zip"))
+    done = project.leanmark("gate", "latest", "--json")
+    assert done.returncode == 0, done.stdout
+    assert {item["basis"] for item in json.loads(done.stdout)["changes"]} == {"exact", "the same examples"}
+
+
+def test_artifacts_are_run_again_beside_the_head(project: Project):
+    """The second half of a layer is zeroed where it was the first: another artifact, of the same model's code."""
+    project.change("steps.py", "weight[: round(len(weight) * SHARE)] = 0", "weight[round(len(weight) * SHARE) :] = 0")
+    done = project.leanmark("gate", "mine.yaml", "--baseline", str(baseline(project)), "--json", "--launches", "4")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    by_cell = {(item["cell"], item["metric"]): item for item in found["changes"]}
+    assert by_cell[CELL.format("plain"), "cell"]["basis"] == "nothing to measure"
+    changed = by_cell[CELL.format("zero"), "quality"]
+    assert (changed["basis"], changed["verdict"]) == ("the same examples", "unchanged")
+    (run,) = (
+        path
+        for path in (project.folder / "leanmark-runs").iterdir()
+        if (path / "run.json").exists() and json.loads((path / "run.json").read_text())["leanmark"]["bases"]
+    )
+    (base,) = json.loads((run / "run.json").read_text())["leanmark"]["bases"]
+    assert base["comparisons"][CELL.format("zero")]["answers_changed"] == 0
+
+
+def test_a_torch_artifact_does_not_hold_its_models_code(project: Project):
+    """So it is not run beside changed code, and that is not called the same; the stored answers tell."""
+    project.change("net.py", "WRONG_BEYOND = 99.0", "WRONG_BEYOND = 2.05")
+    done = project.leanmark("gate", "mine.yaml", "--baseline", str(baseline(project)), "--json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    fp32 = {item["metric"]: item for item in json.loads(done.stdout)["changes"] if item["cell"] == CELL.format("fp32")}
+    assert (fp32["quality"]["verdict"], fp32["quality"]["basis"]) == ("regressed", "the same examples")
+
+
+def test_a_pinned_baseline_stays_and_is_always_compared_with(project: Project):
+    path = baseline(project)
+    assert project.leanmark("baseline", "pin", path.stem).returncode == 0
+    pinned = path.with_name(f"{path.stem}.pinned.json")
+    before = pinned.read_bytes()
+    edit(path, lambda stored: stored["run"].update(id="a later one"))
+    found = json.loads(project.leanmark("gate", "latest", "--json").stdout)
+    assert found["against"] == [path.stem, pinned.stem]
+    assert project.leanmark("baseline", "save", "latest").returncode == 0
+    assert pinned.read_bytes() == before
+    assert pinned.with_suffix(".zip").exists()
+
+
+def test_reading_two_runs_side_by_side(project: Project):
+    done = project.leanmark("compare", "latest", baseline(project).stem)
+    assert done.returncode == 0, done.stderr
+    assert "unchanged" in done.stdout
+    assert project.leanmark("compare", "latest", "nowhere").returncode == 2
+
+
+# --- untrusted --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "says"),
+    [
+        (lambda stored: stored.update(leanmark_baseline=99), 2, "schema version 99"),
+        (lambda stored: stored["run"]["results"][0].update(status="great"), 2, "not a valid run"),
+        (lambda stored: stored["run"]["results"][0]["footprint"].update(size_bytes="many"), 2, "not a valid run"),
+        (lambda stored: stored["run"].update(suite="other"), 4, "is a baseline of the suite 'other'"),
+        (lambda stored: stored["artifacts"].update(file="../../etc/passwd"), 2, "which is no file beside it"),
+        (lambda stored: stored["artifacts"].update(file="/etc/passwd.zip"), 2, "which is no file beside it"),
+        (lambda stored: stored["artifacts"].update(sha256="0" * 64), 2, "are not those that it was saved with"),
+        (lambda stored: stored["artifacts"]["contents"].update({CELL.format("fp32"): ["../../x"]}), 2, "content hash"),
+        (lambda stored: stored["artifacts"]["contents"].update({CELL.format("fp32"): ["0" * 64]}), 2, "lacks"),
+    ],
+)
+def test_a_damaged_or_forged_baseline_is_refused(
+    project: Project, damage: Callable[[dict[str, Any]], object], code: int, says: str
+):
+    edit(baseline(project), damage)
+    done = project.leanmark("gate", "mine.yaml", "--baseline", str(baseline(project)))
+    assert done.returncode == code, done.stdout + done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truncated_baseline_is_refused(project: Project):
+    path = baseline(project)
+    path.write_text(path.read_text()[:-500])
+    done = project.leanmark("gate", "latest", "--baseline", path.stem)
+    assert done.returncode == 2
+    assert "is no whole baseline" in done.stderr
+
+
+def test_a_baseline_makes_no_code_run_that_the_suite_does_not_name(project: Project):
+    """An artifact says what builds it; one that says something else is left out, and that is told."""
+    path, packed = baseline(project), baseline(project, ".zip")
+    stored = json.loads(path.read_text())
+    (content,) = stored["artifacts"]["contents"][CELL.format("fp32")]
+    with zipfile.ZipFile(packed) as before:
+        files = {name: before.read(name) for name in before.namelist()}
+    manifest = json.loads(files[f"{content}/manifest.json"])
+    manifest |= {"builder": "os:system", "config": {"command": f"touch {project.folder}/owned.log"}}
+    forged = json.dumps(manifest).encode()
+    identity = hashlib.sha256(forged).hexdigest()
+    with zipfile.ZipFile(packed, "w") as after:
+        for name, content_bytes in files.items():
+            after.writestr(name, content_bytes)
+        after.writestr(f"{identity}/manifest.json", forged)
+        after.writestr(f"{identity}/weights.safetensors", files[f"{content}/weights.safetensors"])
+    stored["artifacts"]["contents"][CELL.format("fp32")] = [identity]
+    stored["artifacts"]["sha256"] = hashlib.sha256(packed.read_bytes()).hexdigest()
+    path.write_text(json.dumps(stored))
+    done = project.leanmark("gate", "mine.yaml", "--baseline", str(path))
+    assert not (project.folder / "owned.log").exists()
+    (run,) = [
+        folder
+        for folder in (project.folder / "leanmark-runs").iterdir()
+        if "os:system" in (folder / "run.json").read_text()
+    ]
+    assert "is not run: it is built by 'os:system'" in (run / "run.json").read_text()
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_baseline_at_all(project: Project):
+    for path in (project.folder / "baselines").iterdir():
+        path.unlink()
+    for target in ("latest", "mine.yaml"):
+        done = project.leanmark("gate", target)
+        assert done.returncode == 4
+        assert "leanmark baseline save RUN" in done.stderr

@@ -1,0 +1,339 @@
+"""Verdicts from documents: what each kind of change is called, and what it means for the whole."""
+
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leanmark import hits, stats
+from leanmark.errors import InvalidInput
+from leanmark.judge.gate import Stored, decision_level, judge, suspects
+from leanmark.judgement import Basis, Change, Judgement
+from leanmark.results import (
+    Base,
+    Cell,
+    Comparison,
+    Footprint,
+    Interval,
+    Quality,
+    Result,
+    Role,
+    Run,
+    Status,
+    Target,
+    Timing,
+    Verdict,
+)
+from leanmark.rules import Allowance, Limits, Rules
+
+TODAY = date(2026, 3, 2)
+NO_RULES = Rules()
+HERE, ELSEWHERE = {"machine_class": "aaa"}, {"machine_class": "bbb"}
+NAME = "net/int8/cpu-onnxruntime-t1-b1"
+
+
+def ratio(percent: float, error_percent: float, launches: int = 24) -> Interval:
+    """A latency ratio so many percent above 1, with a standard error in percent."""
+    return stats.LogRatio(float(np.log1p(percent / 100)), error_percent / 100, launches).interval()
+
+
+def cell(name: str = NAME, role: Role = Role.VARIANT) -> Cell:
+    workload, recipe, _ = name.split("/")
+    return Cell(name, workload, recipe, (), Target(), f"{workload}/cpu-onnxruntime-t1-b1", role)
+
+
+def quality(right: int, of: int = 1000, *, metric: str = "accuracy", examples: str = "e") -> Quality:
+    scores = np.zeros(of)
+    scores[:right] = 1
+    return Quality(metric, stats.wilson(right, of), (right / of,), None, None, examples, (hits.pack(scores),))
+
+
+def timing(median: float) -> Timing:
+    return Timing(1000, 8, median, median, None, None, None, 1 / median, 1.0, 0.0)
+
+
+def result(
+    name: str = NAME, *, role: Role = Role.VARIANT, percent: float = 0, right: int = 900, size: int = 1000
+) -> Result:
+    return Result(
+        cell(name, role),
+        Status.OK,
+        artifact="f" * 64,
+        against_reference=ratio(percent, 0.2),
+        timing=timing(1e-3),
+        quality=quality(right),
+        footprint=Footprint(100, 100, 100, size, size),
+    )
+
+
+def run(
+    *results: Result, rules: Rules = NO_RULES, environment: dict[str, str] = HERE, bases: tuple[Base, ...] = ()
+) -> Run:
+    return Run(
+        "head", "quick", "", "2026-03-02T09:14:07+00:00", 1.0, "leanmark run", (0,), environment, {}, results,
+        rules=rules, bases=bases,
+    )  # fmt: skip
+
+
+def beside(head: Result, comparison: Comparison, *, before: Result | None = None, rules: Rules = NO_RULES) -> Judgement:
+    """The verdicts on one cell that was measured beside a revision."""
+    known = () if before is None else (before,)
+    base = Base("revision", "main", "0123456789abcdef", known, {NAME: comparison}, rules)
+    return judge(run(head, rules=rules, bases=(base,)), [], TODAY)
+
+
+def stored(head: Result, before: Result, *, rules: Rules = NO_RULES, environment: dict[str, str] = HERE) -> Judgement:
+    """The verdicts on one cell by a stored baseline."""
+    return judge(
+        run(head, rules=rules), [Stored("quick-aaa", run(before, rules=rules, environment=environment))], TODAY
+    )
+
+
+def the(judgement: Judgement, metric: str) -> Change:
+    return next(change for change in judgement.changes if change.metric == metric)
+
+
+# --- measured side by side ------------------------------------------------------
+
+
+def test_what_the_screening_shows_unchanged_needs_no_decision():
+    found = beside(result(), Comparison(screened=ratio(0.1, 0.2)), before=result())
+    assert the(found, "latency").verdict is Verdict.UNCHANGED
+    assert found.exit_code == 0
+
+
+def test_a_regression_is_one_only_once_it_was_decided():
+    screened = Comparison(screened=ratio(3.5, 0.2))
+    undecided = beside(result(), screened, before=result())
+    assert the(undecided, "latency").verdict is Verdict.INCONCLUSIVE
+    assert undecided.exit_code == 3
+    decided = beside(result(), replace(screened, decided=ratio(3.2, 0.2)), before=result())
+    change = the(decided, "latency")
+    assert (change.verdict, change.basis, decided.exit_code) == (Verdict.REGRESSED, Basis.DUEL, 1)
+    assert change.change is not None
+    assert change.change.low > 1.02
+    assert "main (0123456789)" in change.against
+
+
+def test_the_decision_counts_and_the_screening_no_more():
+    """A suspect that fresh launches show unchanged is unchanged, however bad its screening looked."""
+    found = beside(result(), Comparison(screened=ratio(3.5, 0.2), decided=ratio(0.0, 0.2)), before=result())
+    assert the(found, "latency").verdict is Verdict.UNCHANGED
+
+
+def test_what_cannot_be_decided_says_what_would():
+    found = beside(result(), Comparison(screened=ratio(2, 1), decided=ratio(2, 1), seconds=0.2), before=result())
+    change = the(found, "latency")
+    assert change.verdict is Verdict.INCONCLUSIVE
+    launches = int(change.wanted.split()[0])
+    assert launches > 24
+    assert f"{0.2 * launches:.3g} s of turns" in change.wanted
+
+
+def test_more_suspects_are_decided_at_a_stricter_level():
+    assert decision_level(1) == stats.VERDICT_LEVEL
+    assert 1 - decision_level(10) == pytest.approx((1 - stats.VERDICT_LEVEL) / 10)
+    one = suspects({"a/b/c": Comparison(screened=ratio(3, 0.3))}, Rules())
+    several = suspects({f"a/{n}/c": Comparison(screened=ratio(3, 0.3)) for n in range(20)}, Rules())
+    assert set(several.values()) == {several["a/0/c"]}
+    assert several["a/0/c"] > one["a/b/c"]
+
+
+def test_who_is_no_suspect():
+    comparisons = {
+        "quiet/x/t": Comparison(screened=ratio(0, 0.2)),
+        "same/x/t": Comparison(same="the same"),
+        "off/x/t": Comparison(screened=ratio(9, 0.2)),
+        "slow/x/t": Comparison(screened=ratio(9, 0.2)),
+    }
+    rules = Rules(cells={"off/*": Limits(latency=None)})
+    assert set(suspects(comparisons, rules)) == {"slow/x/t"}
+
+
+def test_the_same_artifact_is_unchanged_without_a_measurement():
+    found = beside(replace(result(), status=Status.SKIPPED), Comparison(same="the same file"), before=result())
+    assert [(change.verdict, change.basis) for change in found.changes] == [(Verdict.UNCHANGED, Basis.SAME)]
+    assert found.exit_code == 0
+
+
+def test_quality_is_a_paired_difference():
+    lost = Interval(-0.02, -0.029, -0.011, 0.95, 1000, "paired")
+    found = beside(result(), Comparison(screened=ratio(0, 0.2), quality=lost, answers_changed=0.02), before=result())
+    change = the(found, "quality")
+    assert (change.verdict, change.basis) == (Verdict.REGRESSED, Basis.ANSWERS)
+    unsure = replace(lost, value=-0.004, low=-0.009, high=0.001)
+    found = beside(result(), Comparison(screened=ratio(0, 0.2), quality=unsure, answers_changed=0.02), before=result())
+    assert the(found, "quality").verdict is Verdict.INCONCLUSIVE
+    assert "test examples" in the(found, "quality").wanted
+
+
+def test_not_one_answer_changed_is_unchanged_however_wide_the_interval():
+    wide = Interval(0.0, -0.01, 0.01, 0.95, 100, "paired")
+    found = beside(result(), Comparison(screened=ratio(0, 0.2), quality=wide, answers_changed=0.0), before=result())
+    assert the(found, "quality").verdict is Verdict.UNCHANGED
+
+
+@pytest.mark.parametrize(
+    "status", [Status.FAILED, Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.WRONG, Status.INEFFECTIVE]
+)
+def test_what_was_fine_and_is_not_is_broken(status: Status):
+    found = beside(replace(result(), status=status, reason="why"), Comparison(), before=result())
+    assert [(change.verdict, change.reason) for change in found.changes] == [(Verdict.BROKEN, f"{status.value}: why")]
+    assert found.exit_code == 1
+
+
+def test_what_was_broken_before_is_listed_not_judged():
+    broken = replace(result(), status=Status.FAILED, reason="why")
+    found = beside(broken, Comparison(), before=broken)
+    assert not found.changes
+    assert found.unjudged
+    assert found.exit_code == 4
+
+
+def test_new_and_missing_cells():
+    head, gone = result(), result("net/gone/cpu-onnxruntime-t1-b1")
+    base = Base("revision", "main", "0" * 40, (gone,), {})
+    found = judge(run(head, bases=(base,)), [], TODAY)
+    assert {change.cell: change.verdict for change in found.changes} == {
+        head.cell.id: Verdict.NEW,
+        gone.cell.id: Verdict.MISSING,
+    }
+    assert found.exit_code == 1
+
+
+def test_skipped_cells_are_listed():
+    found = beside(replace(result(), status=Status.SKIPPED, reason="no CUDA"), Comparison(), before=result())
+    assert [item.reason for item in found.unjudged] == ["skipped: no CUDA"]
+
+
+def test_starts_are_judged_where_they_have_a_tolerance():
+    slow = Comparison(screened=ratio(0, 0.2), cold_start=ratio(50, 2, 8), memory=ratio(0, 0.5, 8))
+    assert {change.metric for change in beside(result(), slow, before=result()).changes}.isdisjoint({"cold_start"})
+    rules = Rules(Limits(cold_start=0.2, memory=0.05))
+    found = beside(result(), slow, before=result(), rules=rules)
+    assert (the(found, "cold_start").verdict, the(found, "cold_start").basis) == (Verdict.REGRESSED, Basis.STARTS)
+    assert the(found, "memory").verdict is Verdict.UNCHANGED
+    assert found.exit_code == 1
+
+
+# --- stored ---------------------------------------------------------------------
+
+
+def test_sizes_are_compared_exactly():
+    assert the(stored(result(size=1001), result()), "size").verdict is Verdict.REGRESSED
+    assert the(stored(result(size=999), result()), "size").verdict is Verdict.IMPROVED
+    assert the(stored(result(), result()), "size").verdict is Verdict.UNCHANGED
+    lenient = Rules(Limits(size=0.01))
+    assert the(stored(result(size=1001), result(), rules=lenient), "size").verdict is Verdict.UNCHANGED
+
+
+def test_ratios_of_two_runs_count_both_intervals():
+    found = stored(result(percent=30), result())
+    change = the(found, "latency")
+    assert (change.verdict, change.basis) == (Verdict.REGRESSED, Basis.RATIOS)
+    assert change.change is not None
+    alone = ratio(30, 0.2)
+    assert change.change.high / change.change.low > alone.high / alone.low
+    assert the(stored(result(percent=3), result()), "latency").verdict is Verdict.UNCHANGED  # within 10 %
+
+
+def test_a_reference_is_judged_by_its_time_and_only_on_one_class_of_machine():
+    before = result("net/fp32/cpu-onnxruntime-t1-b1", role=Role.REFERENCE)
+    slow = replace(before, timing=timing(1.5e-3))
+    found = stored(slow, before)
+    assert (the(found, "latency").verdict, the(found, "latency").basis) == (Verdict.REGRESSED, Basis.TIMES)
+    apart = stored(slow, before, environment=ELSEWHERE)
+    assert all(change.metric != "latency" for change in apart.changes)
+    assert any(item.metric == "latency" for item in apart.unjudged)
+
+
+def test_stored_answers_are_paired_by_example():
+    """Twenty of a thousand lost, none won: two loose scores would not tell, the same examples do."""
+    found = stored(result(right=880), result(right=900))
+    assert (the(found, "quality").verdict, the(found, "quality").basis) == (Verdict.REGRESSED, Basis.ANSWERS)
+    other = replace(result(right=880), quality=quality(880, examples="other"))
+    loose = stored(other, result(right=900))
+    assert (the(loose, "quality").verdict, the(loose, "quality").basis) == (Verdict.INCONCLUSIVE, Basis.SCORES)
+
+
+def test_the_same_artifact_scored_on_the_same_examples_is_unchanged():
+    assert the(stored(result(), result()), "quality").verdict is Verdict.UNCHANGED
+
+
+def test_damaged_hits_fall_back_to_the_scores():
+    broken = replace(quality(900), hits=("1000:AAAA",))
+    assert the(stored(replace(result(), quality=broken), result()), "quality").basis is Basis.SCORES
+
+
+def test_an_interval_that_no_ratio_has_is_refused():
+    for bad in (Interval(1.0, 1.1, 0.9, 0.95, 8, ""), Interval(-1.0, -2.0, 1.0, 0.95, 8, "")):
+        with pytest.raises(InvalidInput, match=NAME):
+            stored(replace(result(), against_reference=bad), result())
+
+
+# --- rules ------------------------------------------------------------------------
+
+
+def test_an_allowance_holds_to_its_last_day():
+    def judged(until: date, metric: str | None = "size") -> Judgement:
+        rules = Rules(allow=(Allowance("net/*", "new codec", until, metric),))
+        return stored(result(size=2000), result(), rules=rules)
+
+    assert judged(TODAY).exit_code == 0
+    assert "new codec" in the(judged(TODAY), "size").allowed
+    assert judged(date(2026, 3, 1)).exit_code == 1
+    assert any("ended on 2026-03-01" in note for note in judged(date(2026, 3, 1)).notes)
+    assert judged(TODAY, metric="latency").exit_code == 1
+    assert judged(TODAY, metric=None).exit_code == 0
+
+
+def test_a_change_that_loosens_its_own_gate_is_told():
+    head = run(result(), rules=Rules(Limits(latency=0.05), allow=(Allowance("net/*", "trust me", TODAY),)))
+    found = judge(head, [Stored("quick-aaa", run(result()))], TODAY)
+    assert any("latency is 5 % here and 2 %" in note for note in found.notes)
+    assert any("trust me" in note for note in found.notes)
+
+
+def test_nothing_in_common_is_nothing_to_compare():
+    assert judge(run(result()), [Stored("quick-aaa", run())], TODAY).exit_code == 4
+
+
+# --- the numbers beneath ----------------------------------------------------------
+
+
+@given(st.floats(-1, 1), st.floats(1e-6, 0.5), st.integers(4, 100), st.floats(0.5, 0.999))
+def test_an_interval_tells_its_log_ratio(mean: float, error: float, launches: int, level: float):
+    before = stats.LogRatio(mean, error, launches)
+    after = stats.log_ratio(before.interval(level))
+    assert after.mean == pytest.approx(mean, abs=1e-9)
+    assert after.error == pytest.approx(error, rel=1e-6)
+    assert after.launches == launches
+
+
+@given(st.floats(0.0005, 0.02), st.integers(4, 48), st.floats(0, 0.05), st.floats(0.001, 0.05))
+def test_the_launches_that_decide_do_so(error: float, launches: int, tolerance: float, margin: float):
+    """With so many launches of this scatter, a change of what must be seen lies beyond the tolerance."""
+    must_see = tolerance + margin
+    screened = stats.LogRatio(float(np.log1p(must_see)), error, launches)
+    wanted = stats.deciding_launches(screened, tolerance, must_see, 0.99)
+    if wanted is None:
+        return
+    decided = stats.LogRatio(screened.mean, error * (launches / wanted) ** 0.5, wanted)
+    assert stats.judge(decided, tolerance, 0.99) is Verdict.REGRESSED
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_hits_come_back(right: list[bool]):
+    assert hits.unpack(hits.pack(np.array(right, dtype=float))).tolist() == [float(item) for item in right]
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_hits_or_refused(text: str):
+    try:
+        found = hits.unpack(text)
+    except ValueError:
+        return
+    assert set(np.unique(found)) <= {0.0, 1.0}

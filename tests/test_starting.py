@@ -1,0 +1,91 @@
+"""What `leanmark init` and the action give a repository: it works, and it trusts nobody who need not be trusted."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from running import leanmark
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTERS = ROOT / "harness" / "leanmark" / "starters"
+PINNED = re.compile(r"^[\w.-]+/[\w./-]+@[0-9a-f]{40}$")
+WORKFLOWS = [STARTERS / "gate.yml", STARTERS / "pages.yml", ROOT / ".github" / "workflows" / "gate.yml"]
+
+
+def read(path: Path) -> Any:
+    return YAML(typ="safe").load(path.read_text())
+
+
+def steps(path: Path) -> Iterator[dict[str, Any]]:
+    document = read(path)
+    for job in document["jobs"].values() if "jobs" in document else [document["runs"]]:
+        yield from job["steps"]
+
+
+def test_init_writes_what_is_missing_and_nothing_else(tmp_path: Path):
+    first = leanmark("init", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {
+        "leanmark.yaml",
+        "baselines/README.md",
+        ".github/workflows/leanmark.yml",
+        ".github/workflows/leanmark-pages.yml",
+    }
+    (tmp_path / "leanmark.yaml").write_text("mine\n")
+    again = leanmark("init", "--gitlab", cwd=tmp_path)
+    assert "Left as it is: leanmark.yaml" in again.stdout
+    assert (tmp_path / "leanmark.yaml").read_text() == "mine\n"
+    assert (tmp_path / ".gitlab" / "leanmark.yml").is_file()
+    assert leanmark("init", "nowhere", cwd=tmp_path).returncode == 2
+
+
+def test_the_suite_that_it_writes_is_one(tmp_path: Path):
+    assert leanmark("init", cwd=tmp_path).returncode == 0
+    done = leanmark("plan", "leanmark.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lenet-5/int8/" in done.stdout
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, ROOT / "action.yml"], ids=lambda path: path.name)
+def test_every_action_is_pinned_by_its_hash(path: Path):
+    used = [step["uses"] for step in steps(path) if "uses" in step]
+    assert used
+    assert not [name for name in used if name != "./" and not PINNED.match(name)]
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, ROOT / "action.yml"], ids=lambda path: path.name)
+def test_no_text_from_outside_is_pasted_into_a_script(path: Path):
+    for step in steps(path):
+        assert "${{" not in step.get("run", "")
+        assert "${{" not in step.get("with", {}).get("script", "")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_who_runs_foreign_code_may_write_nothing(path: Path):
+    document = read(path)
+    assert document["permissions"] == {}
+    for job in document["jobs"].values():
+        runs_code = any(
+            "leanmark run" in step.get("run", "") or step.get("with", {}).get("mode") == "measure"
+            for step in job["steps"]
+        )
+        if runs_code:
+            assert job["permissions"] == {"contents": "read"}
+            assert "secrets." not in str(job)
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+                assert runs_code or step["with"]["ref"] == "${{ github.base_ref }}"
+
+
+def test_the_jobs_of_gitlab_are_two():
+    document = read(STARTERS / "gitlab.yml")
+    measure, judge = document["leanmark-measure"], document["leanmark-judge"]
+    assert any("leanmark run" in line for line in measure["script"])
+    assert judge["variables"]["GIT_STRATEGY"] == "none"
+    assert judge["needs"] == ["leanmark-measure"]
