@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from leanmark import __version__
 from running import leanmark
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,10 @@ def test_init_writes_what_is_missing_and_nothing_else(tmp_path: Path):
     again = leanmark("init", "--gitlab", cwd=tmp_path)
     assert "Left as it is: leanmark.yaml" in again.stdout
     assert (tmp_path / "leanmark.yaml").read_text() == "mine\n"
-    assert (tmp_path / ".gitlab" / "leanmark.yml").is_file()
+    for path in (".gitlab/leanmark.yml", ".github/workflows/leanmark.yml"):
+        installs = [line for line in (tmp_path / path).read_text().splitlines() if "pip install" in line]
+        assert installs
+        assert all(f"leanmark=={__version__}" in line for line in installs)
     assert leanmark("init", "nowhere", cwd=tmp_path).returncode == 2
 
 

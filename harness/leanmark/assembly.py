@@ -83,7 +83,8 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         evidence=first.final.evidence,
         timing=timing(launches, cell.id),
     )
-    result = _with_ratios(result, block, launches)
+    if not findings.compared:  # beside another version nothing is measured beside its reference
+        result = _with_ratios(result, block, launches)
     status, reason = _status(result, block, findings)
     return replace(result, status=status, reason=reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import signal
 from pathlib import Path
@@ -71,6 +72,8 @@ def gate(
     from leanmark.publish.console import make_console
 
     console = make_console(stderr=as_json or str(markdown) == "-")
+    resume_commands = _stop_commands() if github else ""
+    where: Path | None = None
     if store.is_run(target, out or store.default_runs()):
         if base is not None or resume is not None:
             raise InvalidInput("a stored run is only judged", do="Name its suite to measure it.")
@@ -87,7 +90,6 @@ def gate(
             ),
         )
         console.print(f"Measured: {where}", soft_wrap=True, highlight=False, markup=False)
-        page_of(where)
     judgement = gating.judge_run(run, baseline, folder or baselines.default_folder())
     if as_json:
         typer.echo(json.dumps(verdicts.as_json(judgement), indent=1))
@@ -101,9 +103,11 @@ def gate(
     if junit is not None:
         gating.write_outputs([(junit, verdicts.junit(judgement))])
     if github:
-        for line in verdicts.workflow_commands(judgement):
-            typer.echo(line)
+        for line in (resume_commands, *verdicts.workflow_commands(judgement)):
+            typer.echo(line, err=as_json or str(markdown) == "-")
         gating.append_summary(comment)
+    if where is not None:
+        page_of(where)  # last: a page that cannot be written costs no verdict
     raise typer.Exit(judgement.exit_code)
 
 
@@ -122,7 +126,9 @@ def compare(
 
     judgement = gating.compare_runs(first, second, out or store.default_runs(), folder or baselines.default_folder())
     if as_json:
-        typer.echo(json.dumps(verdicts.as_json(judgement), indent=1))
+        found = verdicts.as_json(judgement)
+        del found["exit_code"]  # it is for reading
+        typer.echo(json.dumps(found, indent=1))
     else:
         verdicts.print_judgement(judgement, make_console(), everything=True)
 
@@ -202,6 +208,13 @@ def init(
 
     for path, written in start(folder, gitlab=gitlab):
         typer.echo(f"{'Wrote' if written else 'Left as it is:'} {path}")
+
+
+def _stop_commands() -> str:
+    """Keep GitHub from obeying what a run's own texts may hold; returns the line that ends this."""
+    token = secrets.token_hex(16)
+    typer.echo(f"::stop-commands::{token}")
+    return f"::{token}::"
 
 
 # --- measuring --------------------------------------------------------------------

@@ -7,12 +7,13 @@ decided about once, on fresh launches, as many as its scatter says are needed.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leanmark import stats
 from leanmark.assembly import Findings, Inspected, runnable
-from leanmark.inspecting import Key, Shown, answers, ask
+from leanmark.inspecting import Key, Shown, answers, ask, is_finite
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge import gate
 from leanmark.judge.store import Journal
@@ -84,6 +85,9 @@ class _Comparing:
         for cell in planned.plan.cells:
             before = version.contents.get(cell.id)
             alike = before is not None and before == contents.get(cell.id)
+            alike = (
+                alike and version.code.python == sys.executable and self._state(cell) == version.results[cell.id].status
+            )
             if alike and not everything and version.digests.get(cell.id) == own.code[cell.id]:
                 self.comparisons[cell.id] = Comparison(same=f"artifact, code and versions are those of {version.name}")
         for entry in journal.entries():
@@ -95,6 +99,11 @@ class _Comparing:
             name: [cell for cell in cells if runnable(cell, findings) and not self._is_same(cell)]
             for name, cells in planned.plan.blocks().items()
         }
+
+    def _state(self, cell: Cell) -> Status:
+        """What preparing made of a cell."""
+        order = list(Status)
+        return min((item.status for item in self.findings.prepared[cell.id]), key=order.index)
 
     def _is_same(self, cell: Cell) -> bool:
         return bool(self.comparisons.get(cell.id, Comparison()).same)
@@ -160,7 +169,7 @@ class _Comparing:
         for item in before.values():
             if isinstance(item, SideError):
                 problem = f"the artifact of {self.version.name} does not run on these inputs: {item.death.reason}"
-                return _Compared(Inspected(), Comparison(problem=problem))
+                return _Compared(Inspected(death=(item.death.status, problem)), Comparison(problem=problem))
         head = answers(shown)
         start, base = before[0], answers(before)
         assert isinstance(start, quality.Inspection)
@@ -173,9 +182,14 @@ class _Comparing:
         against = None if anchor is None else anchor[: len(base)]
         try:
             difference, moved = quality.compare(metric, head, base, against)
-            own = replace(own, quality=quality.assess(metric, base, against if metric == "agreement" else None))
+            score = quality.assess(metric, base, against if metric == "agreement" else None)
         except Exception as error:  # answers may have any shape
-            return _Compared(own, Comparison(problem=f"metric {metric}: {error}"))
+            problem = f"metric {metric}: {error}"
+            return _Compared(replace(own, death=(Status.FAILED, problem)), Comparison(problem=problem))
+        if not all(map(is_finite, (difference, score.score))):
+            problem = f"metric {metric} is no number in one of both versions"
+            return _Compared(replace(own, death=(Status.FAILED, problem)), Comparison(problem=problem))
+        own = replace(own, quality=score)
         comparison = Comparison(quality=difference, answers_changed=moved)
         limits = self.rules.of(cell.id)
         if limits.cold_start is not None or limits.memory is not None:
@@ -305,9 +319,11 @@ class _Comparing:
         return Base(version.kind, version.name, version.id, results, self.comparisons, version.rules, version.notes)
 
     def _seen(self, result: Result) -> Result:
-        seen = self.bases.get(result.cell.id)
+        seen, head = self.bases.get(result.cell.id), self.inspected.get(result.cell.id)
         if seen is None:
             return result
+        if seen.death is not None and head is not None and head.death is not None:  # broken in both versions
+            return replace(result, status=seen.death[0], reason=seen.death[1])
         # What was not run here is still known by what its document says.
         return replace(result, quality=seen.quality or result.quality, cold_start=seen.cold_start)
 

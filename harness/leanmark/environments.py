@@ -68,7 +68,8 @@ def _made(checkout: Checkout, locks: list[Path]) -> str:
             do="Make an environment from it yourself, and name its interpreter with --base-python.",
         )
     facts = b"".join(lock.name.encode() + b"\0" + lock.read_bytes() for lock in locks)
-    key = hashlib.sha256(sys.version.encode() + facts).hexdigest()[:20]
+    # The project itself is installed too, so another commit's environment is another one.
+    key = hashlib.sha256(sys.version.encode() + checkout.commit.encode() + facts).hexdigest()[:20]
     root = default_store().parent / "environments" / key
     root.parent.mkdir(parents=True, exist_ok=True)
     with (root.parent / f"{key}.lock").open("w") as file:
@@ -98,7 +99,19 @@ def _commands(checkout: Checkout, locks: list[Path], root: Path) -> list[list[st
                 f"uv.lock of {checkout.revision} differs from the work tree's, and there is no uv here",
                 do="Install uv, or name an interpreter with --base-python.",
             )
-        return [["uv", "sync", "--quiet", "--frozen", "--project", str(checkout.root), "--python", sys.executable]]
+        return [
+            [
+                "uv",
+                "sync",
+                "--quiet",
+                "--frozen",
+                "--no-editable",
+                "--project",
+                str(checkout.root),
+                "--python",
+                sys.executable,
+            ]
+        ]
     pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     wanted: list[str] = []
     for lock in locks:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -84,7 +85,15 @@ def judge_run(run: Run, baseline: str | None, folder: Path) -> Judgement:
         raise _no_baseline(run.suite, folder)
     beside = {base.id for base in run.bases}
     stored = [Stored(item.name, item.run) for item in found if item.run.id not in beside]
-    return gate.judge(run, stored, datetime.now(UTC).date())
+    return _judged(run, stored)
+
+
+def _judged(run: Run, stored: Sequence[Stored]) -> Judgement:
+    """The verdicts. Raises InvalidInput where a document holds numbers that no measurement gives."""
+    try:
+        return gate.judge(run, stored, datetime.now(UTC).date())
+    except (ArithmeticError, ValueError) as error:
+        raise InvalidInput(f"a document holds numbers that nothing measures: {error}", do="Measure again.") from error
 
 
 def _chosen(run: Run, named: str | None, folder: Path) -> list[Baseline]:
@@ -103,7 +112,7 @@ def compare_runs(first: str, second: str, runs: Path, folder: Path) -> Judgement
     head, base = (_document(name, runs, folder) for name in (first, second))
     if head.run.suite != base.run.suite:
         raise InvalidInput(f"{first} is of the suite '{head.run.suite}', {second} of '{base.run.suite}'")
-    return gate.judge(head.run, [base], datetime.now(UTC).date())
+    return _judged(replace(head.run, bases=()), [base])
 
 
 def _document(name: str, runs: Path, folder: Path) -> Stored:

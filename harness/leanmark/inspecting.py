@@ -62,7 +62,7 @@ def score(
         found = quality.assess(metric, own, anchor, examples)
     except Exception as error:  # answers may have any shape
         return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
-    if not all(map(_is_finite, (found.score, found.difference))):
+    if not all(map(is_finite, (found.score, found.difference))):
         reason = f"metric {metric} is no number, or has no finite interval on these examples"
         return Inspected(cold_start=start.cold_start, death=(Status.FAILED, reason))
     moved = None
@@ -72,5 +72,6 @@ def score(
     return Inspected(found, start.cold_start, start.energy, start.on_device, moved)
 
 
-def _is_finite(interval: Interval | None) -> bool:
+def is_finite(interval: Interval | None) -> bool:
+    """Whether an interval has numbers only; there is nothing wrong with none."""
     return interval is None or all(map(math.isfinite, (interval.value, interval.low, interval.high)))

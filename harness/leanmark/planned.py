@@ -48,6 +48,7 @@ class Planned:
     store: Store
     jobs: int
     paths: tuple[Path, ...]
+    only: tuple[str, ...] = ()  # the texts by which cells were selected
     beside: bool = False  # whether cells are measured beside another version in place of their references
 
     @property
@@ -132,7 +133,7 @@ def plan_suite(name: str, options: Options) -> Planned:
     references = [name for item in suite.workloads for name in (item.model, item.data, item.metric)]
     own = suite.plugins or any(name and ":" in name and not _is_builtin(name) for name in references)
     jobs = options.jobs or len(available_cpus())
-    return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else (), beside)
+    return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else (), options.only, beside)
 
 
 def _is_builtin(reference: str) -> bool:

@@ -66,10 +66,10 @@ def main(descriptor: int) -> None:
 
     try:
         planned = plan_suite(message["suite"], Options(jobs=message["jobs"]))
-        planned = replace(planned, plan=planned.plan.beside())
         if message["only"]:  # a word that fits no cell here is one of cells that are new
             words = tuple(word for word in message["only"] if any(word in cell.id for cell in planned.plan.cells))
             planned = replace(planned, plan=planned.plan.select(words) if words else replace(planned.plan, cells=()))
+        planned = replace(planned, plan=planned.plan.beside())
         with modules.import_path(*planned.paths):
             prepared = prepare_all(planned, {}, lambda *_: None, Meter(advance, {"prepare": 1.0}))
         channel.send({"preparation": to_json(describe(planned, prepared))})

@@ -61,6 +61,8 @@ class SuiteFile(pytest.File):
     """A suite, measured once for all of its items that are selected."""
 
     _measured: tuple[Run, Judgement | None] | None = None
+    _failure: Exception | None = None
+    _cells = 0
 
     def collect(self) -> Iterator[pytest.Item]:
         """An item a cell, and one for what a baseline has and the suite lacks."""
@@ -71,6 +73,7 @@ class SuiteFile(pytest.File):
             planned = plan_suite(str(self.path), Options())
         except LeanmarkError as error:
             raise self.CollectError(error.message) from None
+        self._cells = len(planned.plan.cells)
         for cell in planned.plan.cells:
             yield CellItem.from_parent(self, name=cell.id, cell=cell)
         if self.config.getoption("--leanmark-baseline"):
@@ -78,14 +81,20 @@ class SuiteFile(pytest.File):
 
     def measured(self) -> tuple[Run, Judgement | None]:
         """The run of all selected cells, and the verdicts on it where there is a baseline."""
+        if self._failure is not None:
+            raise self._failure
         if self._measured is None:
-            self._measured = self._measure()
+            try:
+                self._measured = self._measure()
+            except Exception as error:
+                self._failure = error  # of every cell: nobody measures again
+                raise
         return self._measured
 
     def _measure(self) -> tuple[Run, Judgement | None]:
         from leanmark.gating import judge_run, options
         from leanmark.judge.baselines import default_folder
-        from leanmark.runner import run_suite, stretches_of
+        from leanmark.runner import RunStopped, run_suite, stretches_of
 
         if hasattr(self.config, "workerinput"):
             pytest.skip("cells are measured one after the other; run suites without pytest-xdist")
@@ -93,11 +102,16 @@ class SuiteFile(pytest.File):
         baseline = self.config.getoption("--leanmark-baseline")
         asked = options(
             out=self.config.getoption("--leanmark-runs"),
-            only=[item.cell.id for item in items],
+            only=None if len(items) == self._cells else [item.cell.id for item in items],
             baseline=baseline,
-            command=shlex.join(["pytest", *sys.argv[1:]]),
+            command=shlex.join(["leanmark", "run", str(self.path)]),
         )
-        run, folder = run_suite(str(self.path), asked, self._tell())
+        try:
+            run, folder = run_suite(str(self.path), asked, self._tell())
+        except RunStopped as stopped:
+            if isinstance(stopped.cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise stopped.cause from None
         stretches = stretches_of(run, folder)
         for item in items:
             item.stretches = stretches.get(item.cell.id, [])
@@ -215,13 +229,12 @@ class BaselineItem(_Item):
 
     def runtest(self) -> None:
         """Fail for cells that are missing."""
-        _, judgement = self.suite().measured()
+        run, judgement = self.suite().measured()
         assert judgement is not None
-        selected = {
-            item.name for item in self.session.items if isinstance(item, CellItem) and item.parent is self.parent
-        }
-        known = {item.name for item in self.suite().collect() if isinstance(item, CellItem)}
-        self.fail_for([c for c in judgement.changes if c.cell not in known and c.cell not in selected])
+        if run.only:
+            pytest.skip("what is missing is known only where every cell is selected")
+        known = {result.cell.id for result in run.results}
+        self.fail_for([change for change in judgement.changes if change.cell not in known])
 
 
 @pytest.hookimpl(trylast=True)

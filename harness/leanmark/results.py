@@ -14,7 +14,7 @@ Format history
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
@@ -116,6 +116,11 @@ class Cell:
     families: tuple[str, ...] = ()
     lowering: int = 0
     skip: tuple[Status, str] | None = None
+
+
+def is_selected(cell: str, words: Collection[str], known: Collection[str]) -> bool:
+    """Whether a cell's id is one of these words, or holds one that is no `known` cell's whole id."""
+    return cell in words or any(word in cell for word in words if word not in known)
 
 
 def short_id(cell: str) -> str:
@@ -335,6 +340,7 @@ class Run:
     results: tuple[Result, ...]
     warnings: tuple[str, ...] = ()
     complete: bool = True
+    only: tuple[str, ...] = ()  # the texts by which cells were selected, where not all were
     rules: Rules = field(default_factory=Rules)
     bases: tuple[Base, ...] = ()
     schema_version: int = SCHEMA_VERSION

@@ -66,7 +66,11 @@ def checkout(folder: Path, revision: str, *, dirty: bool = False) -> Generator[C
     """
     top = _top(folder)
     commit = _commit(top, revision)
-    if not dirty and _git(top, "status", "--porcelain", "--untracked-files=no"):
+    try:
+        changes = _git(top, "status", "--porcelain", "--untracked-files=no")
+    except _GitError as error:
+        raise InvalidInput(f"git cannot tell its state: {error}", where=top) from error
+    if changes and not dirty:
         raise InvalidInput(
             "the work tree has changes that are in no commit; a verdict on it would be one on no revision",
             where=top,
@@ -75,18 +79,18 @@ def checkout(folder: Path, revision: str, *, dirty: bool = False) -> Generator[C
     with tempfile.TemporaryDirectory(prefix="leanmark-base-") as scratch:
         root = Path(scratch).resolve() / top.name
         try:
-            # A repository's hooks are not ours to run.
-            _git(top, "-c", f"core.hooksPath={os.devnull}", "worktree", "add", "--quiet", "--detach", str(root), commit)
-        except _GitError as error:
-            raise InvalidInput(f"{revision} cannot be checked out: {error}", where=top) from error
-        try:
+            try:
+                _git(top, "worktree", "add", "--quiet", "--detach", str(root), commit)
+            except _GitError as error:
+                raise InvalidInput(f"{revision} cannot be checked out: {error}", where=top) from error
             yield Checkout(revision, commit, top, root)
         finally:
-            with contextlib.suppress(_GitError):
-                _git(top, "worktree", "remove", "--force", str(root))
-            shutil.rmtree(root, ignore_errors=True)
-            with contextlib.suppress(_GitError):
-                _git(top, "worktree", "prune")
+            try:
+                _git(top, "worktree", "remove", "--force", "--force", str(root))
+            except _GitError:
+                shutil.rmtree(root, ignore_errors=True)
+                with contextlib.suppress(_GitError):
+                    _git(top, "worktree", "prune")
 
 
 class _GitError(Exception):
@@ -98,13 +102,14 @@ def _git(folder: Path, *arguments: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in _OF_A_HOOK}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            # Neither a repository's hooks nor its monitors are ours to run, and its index is not ours to refresh.
+            ["git", "-C", str(folder), "-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false", *arguments],
             capture_output=True,
             text=True,
             errors="replace",
             timeout=_TIMEOUT_SECONDS,
             check=False,
-            env={**environment, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+            env={**environment, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         )
     except FileNotFoundError:
         raise InvalidInput(
@@ -134,11 +139,16 @@ def _commit(top: Path, revision: str) -> str:
     if not revision.startswith("-"):  # an option to git
         with contextlib.suppress(_GitError):
             return _git(top, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    if _git(top, "rev-parse", "--is-shallow-repository") == "true":
+    shallow = ""
+    with contextlib.suppress(_GitError):
+        shallow = _git(top, "rev-parse", "--is-shallow-repository")
+    if shallow == "true":
         raise InvalidInput(
             f"this clone is shallow and does not have the revision '{revision}'",
             where=top,
             do="Fetch its history first: git fetch --unshallow (on GitHub, `fetch-depth: 0` of actions/checkout).",
         )
-    names = _git(top, "for-each-ref", "--format=%(refname:short)").splitlines()
+    names: list[str] = []
+    with contextlib.suppress(_GitError):
+        names = _git(top, "for-each-ref", "--format=%(refname:short)").splitlines()
     raise InvalidInput(f"there is no revision '{revision}'", where=top, do=did_you_mean(revision, names[:1000]))

@@ -128,6 +128,7 @@ def _document(
         commit=begin["commit"],
         results=tuple(replace(item, code=code[item.cell.id]) for item in assembly.results(plan, findings)),
         warnings=warnings,
+        only=planned.only,
         rules=plan.suite.rules,
         bases=bases,
     )
@@ -178,7 +179,9 @@ def _digest(planned: Planned, options: Options, version: Version | None) -> str:
     plan = [to_json(cell) for cell in planned.plan.cells]
     decisive: list[Any] = [plan, keys, metrics, list(suite.seeds), suite.budget_seconds, suite.launches]
     if version is not None:
-        decisive += [version.kind, version.id, options.measure_all, to_json(suite.rules)]
+        decisive += [version.kind, version.id, options.measure_all, to_json(suite.rules), version.code.python]
+        decisive += [dict(version.digests), {cell: list(found) for cell, found in version.contents.items()}]
+        decisive += [planned.code_of(cell) for cell in planned.plan.cells]
     return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
 
 

@@ -143,13 +143,15 @@ class Artifact:
         path = root / MANIFEST
         try:
             manifest = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidInput(f"no readable artifact: {error}", where=root) from error
         if not isinstance(manifest, dict) or manifest.get("format") != ARTIFACT_FORMAT:
             raise InvalidInput("not an artifact of a format that this version reads", where=path)
         kinds = {"files": dict, "delivery": dict, "stage": str}
         if not all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
             raise InvalidInput("the manifest is damaged", where=path)
+        if manifest["stage"] not in (TorchModel.stage_name, Program.stage_name):
+            raise InvalidInput("is of a stage that this version does not know", where=path)
         for name in manifest["files"]:
             if Path(name).name != name:
                 raise InvalidInput(f"the artifact names a file outside its folder: {name!r}", where=path)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+from leanmark import __version__
 from leanmark.errors import InvalidInput
 from leanmark.judge import store
 
@@ -25,5 +26,6 @@ def start(folder: Path, *, gitlab: bool) -> Iterator[tuple[Path, bool]]:
             continue
         with store.telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        store.write_atomically(path, (files("leanmark") / "starters" / name).read_text(encoding="utf-8"))
+        text = (files("leanmark") / "starters" / name).read_text(encoding="utf-8")
+        store.write_atomically(path, text.replace("leanmark==VERSION", f"leanmark=={__version__}"))
         yield path, True

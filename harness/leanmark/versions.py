@@ -103,10 +103,13 @@ def _unpacked(planned: Planned, baseline: Baseline) -> tuple[dict[str, tuple[str
                 now = planned.code_of(cells[name]).partition(".")[0]
                 if now != known[name].code.partition(".")[0]:
                     problem = f"it holds weights, and the code of {workload.model} has changed; use --base"
+        count = _in_common(planned.plan.suite.seeds, baseline.run.seeds)
+        if not count:
+            problem = problem or "it is of another seed"
         if problem:
             problems[name] = f"the artifact of {baseline.name} is not run: {problem}"
         else:
-            contents[name] = hashes
+            contents[name] = hashes[:count]
     return contents, problems
 
 
@@ -119,7 +122,10 @@ def _distrust(artifact: Artifact, workload: Workload) -> str:
     beside = {"model.onnx", "weights.packed"}
     if not set(artifact.manifest["files"]) <= beside:
         return "it has files that no program of leanmark's has"
-    found = external_locations(artifact.root / "model.onnx") - {"weights.packed"}
+    try:
+        found = external_locations(artifact.root / "model.onnx") - {"weights.packed"}
+    except Exception as error:  # a forged protobuf raises whatever its parser does
+        return f"it holds no program that can be read: {error}"
     return f"its weights are said to lie in {sorted(found)[0][:100]!r}" if found else ""
 
 
@@ -149,7 +155,7 @@ def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[
             options.base,
             checkout.commit,
             {cell.id: _result(preparation, index) for index, cell in enumerate(preparation.cells)},
-            preparation.contents(),
+            _of_same_seeds(preparation, planned.plan.suite.seeds),
             Code(python, preparation.paths, code.sources),
             preparation.code,
             preparation.rules,
@@ -204,6 +210,18 @@ def _result(preparation: Preparation, index: int) -> Result:
         cost=first.cost,
         evidence=first.final.evidence,
     )
+
+
+def _of_same_seeds(preparation: Preparation, seeds: tuple[int, ...]) -> dict[str, tuple[str, ...]]:
+    """The artifacts of the first seeds that both versions have in common: trials of other seeds are others."""
+    count = _in_common(seeds, preparation.seeds)
+    return {cell: hashes[:count] for cell, hashes in preparation.contents().items() if count}
+
+
+def _in_common(seeds: tuple[int, ...], others: tuple[int, ...]) -> int:
+    """How many seeds both begin with."""
+    same = [own == other for own, other in zip(seeds, others, strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def _notes(planned: Planned, checkout: Checkout) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """A suite's mistakes are each found before anything runs, with file, line and advice."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,44 @@ def test_a_plugin_that_takes_a_name_twice_is_named(tmp_path: Path):
 
 def test_names_are_one_line(tmp_path: Path):
     assert "is no name for a recipe" in refused(tmp_path, GOOD.replace("pruned:", '"pruned\\n":')).what
+
+
+def test_the_gates_limits_are_read_and_checked(tmp_path: Path):
+    """The README's example, with an override that tolerates more than the suite must see."""
+    text = """\
+gate:
+  latency: {tolerance: 2%, must_see: 3%}
+  compressed_size: {tolerance: 1%}
+  macs: off
+  budget: 30s
+  cells:
+    "*/pruned/*": {latency: {tolerance: 5%}, quality: off}
+  allow:
+    - {cell: "*/pruned/*", metric: latency, reason: "until the next release", until: 2026-12-31}
+"""
+    rules = good(tmp_path, GOOD + text).rules
+    assert (rules.limits.latency, rules.limits.must_see, rules.limits.macs, rules.decide_seconds) == (
+        0.02,
+        0.03,
+        None,
+        30,
+    )
+    own = rules.of("lenet-300-100/pruned/cpu-onnxruntime-t1-b1")
+    assert (own.latency, own.must_see, own.quality) == (0.05, pytest.approx(0.075), None)
+    assert rules.of("lenet-300-100/fp32/cpu-onnxruntime-t1-b1") == rules.limits
+    assert rules.allow[0].until == date(2026, 12, 31)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gate: {latency: {tolerance: 3%, must_see: 2%}}", "Let must_see be larger"),
+        ("gate: {latncy: off}", "Did you mean 'latency'"),
+        ("gate: {quality: 0.5pp}", "gate.quality"),
+        ("gate: {allow: [{cell: x, reason: y, until: soon}]}", "2026-12-31"),
+        ("gate: {allow: [{cell: x, reason: y, until: 2026-12-31, metric: latncy}]}", "Did you mean 'latency'"),
+    ],
+)
+def test_wrong_limits_are_refused(tmp_path: Path, text: str, says: str):
+    with pytest.raises(InvalidInput, match=says):
+        load(write(tmp_path, GOOD + text + "\n"))

@@ -119,6 +119,13 @@ def test_a_pinned_baseline_stays_and_is_always_compared_with(project: Project):
     assert project.leanmark("baseline", "save", "latest").returncode == 0
     assert pinned.read_bytes() == before
     assert pinned.with_suffix(".zip").exists()
+    again = project.leanmark("baseline", "pin", path.stem)
+    assert again.returncode == 2
+    assert "is pinned already" in again.stderr
+    pinned.write_text("<<<<<<< HEAD\n" + pinned.read_text())
+    damaged = project.leanmark("gate", "latest")
+    assert damaged.returncode == 2, "an anchor that cannot be read is not passed over"
+    assert "is no whole baseline" in damaged.stderr
 
 
 def test_reading_two_runs_side_by_side(project: Project):
@@ -153,6 +160,29 @@ def test_a_damaged_or_forged_baseline_is_refused(
     assert done.returncode == code, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_link_in_the_place_of_a_baseline_is_not_followed(project: Project, tmp_path: Path):
+    path = baseline(project)
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    done = project.leanmark("gate", "latest", "--baseline", str(path))
+    assert done.returncode == 2
+    assert "is no plain file" in done.stderr
+
+
+def test_a_zip_that_lies_about_its_sizes_fills_no_memory(project: Project):
+    path, packed = baseline(project), baseline(project, ".zip")
+    stored = json.loads(path.read_text())
+    (content,) = stored["artifacts"]["contents"][CELL.format("fp32")]
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as after:
+        after.writestr(f"{content}/manifest.json", b"0" * 10_000_000)
+    stored["artifacts"]["sha256"] = hashlib.sha256(packed.read_bytes()).hexdigest()
+    path.write_text(json.dumps(stored))
+    shutil.rmtree(project.cache / "content" / content)  # or it would not be read at all
+    done = project.leanmark("gate", "mine.yaml", "--baseline", str(path))
+    assert done.returncode == 2
+    assert "packed in a way that no baseline is" in done.stderr
 
 
 def test_a_truncated_baseline_is_refused(project: Project):

@@ -176,6 +176,17 @@ def test_not_one_answer_changed_is_unchanged_however_wide_the_interval():
     assert the(found, "quality").verdict is Verdict.UNCHANGED
 
 
+def test_the_same_classes_can_be_worse_by_a_metric_of_degrees():
+    worse = Interval(-0.05, -0.06, -0.04, 0.95, 1000, "paired bootstrap")
+    found = beside(result(), Comparison(screened=ratio(0, 0.2), quality=worse, answers_changed=0.0), before=result())
+    assert the(found, "quality").verdict is Verdict.REGRESSED
+
+
+def test_a_base_that_ran_out_of_time_says_nothing_of_the_head():
+    found = beside(result(), Comparison(), before=replace(result(), status=Status.TIMEOUT, reason="slow"))
+    assert [change.verdict for change in found.changes] == [Verdict.INCONCLUSIVE]
+
+
 @pytest.mark.parametrize(
     "status", [Status.FAILED, Status.TIMEOUT, Status.OUT_OF_MEMORY, Status.WRONG, Status.INEFFECTIVE]
 )
@@ -202,6 +213,14 @@ def test_new_and_missing_cells():
         gone.cell.id: Verdict.MISSING,
     }
     assert found.exit_code == 1
+
+
+def test_what_was_not_selected_is_not_missing():
+    head, other = result(), result("net/other/cpu-onnxruntime-t1-b1")
+    gone = result("net/int8-gone/cpu-onnxruntime-t1-b1")
+    part = replace(run(head), only=("int8",))
+    found = judge(part, [Stored("quick-aaa", run(head, other, gone))], TODAY)
+    assert {change.cell for change in found.changes if change.verdict is Verdict.MISSING} == {gone.cell.id}
 
 
 def test_skipped_cells_are_listed():
@@ -272,6 +291,20 @@ def test_an_interval_that_no_ratio_has_is_refused():
     for bad in (Interval(1.0, 1.1, 0.9, 0.95, 8, ""), Interval(-1.0, -2.0, 1.0, 0.95, 8, "")):
         with pytest.raises(InvalidInput, match=NAME):
             stored(replace(result(), against_reference=bad), result())
+
+
+def test_noisy_ratios_and_lost_figures_are_not_judged_as_fine():
+    noisy = stored(replace(result(percent=30), status=Status.NOISY), result())
+    assert the(noisy, "latency").verdict is Verdict.INCONCLUSIVE
+    assert result().footprint is not None
+    lost = replace(result(), footprint=replace(Footprint(100, 100, 100, 1000, 1000), macs=None))
+    assert the(stored(lost, result()), "macs").verdict is Verdict.INCONCLUSIVE
+
+
+def test_other_seeds_are_other_trials():
+    before = replace(run(result(right=900)), seeds=(1,))
+    found = judge(run(result(right=880)), [Stored("quick-aaa", before)], TODAY)
+    assert the(found, "quality").basis is Basis.SCORES
 
 
 # --- rules ------------------------------------------------------------------------

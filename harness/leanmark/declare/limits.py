@@ -31,6 +31,8 @@ def _limits(declared: LimitsDeclaration, base: Limits, location: Location, docum
         value = getattr(declared, metric)
         if isinstance(value, LatencyDeclaration):
             changes |= {_LATENCIES[key]: getattr(value, key) for key in value.model_fields_set}
+            if "tolerance" in value.model_fields_set:  # what must be seen of another tolerance is another change
+                changes.setdefault("latency_seen", None)
         elif metric == "latency":
             changes |= dict.fromkeys(_LATENCIES.values())
         else:

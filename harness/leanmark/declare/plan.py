@@ -14,7 +14,7 @@ from leanmark.declare.recipes import EAGER, REFERENCE, Recipe, final_stage, stag
 from leanmark.declare.suite import Suite
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
-from leanmark.results import Cell, Role, Status, Target
+from leanmark.results import Cell, Role, Status, Target, is_selected
 from leanmark.stages import Stage, TorchModel
 
 # Seconds of measuring for a second of turns: warming up, messages, waiting for copies. (The
@@ -58,8 +58,7 @@ class Plan:
             if not word or not any(word in cell.id for cell in self.cells):
                 raise InvalidInput(f"no cell of '{self.suite.name}' holds '{word}'", do="`leanmark plan` lists them.")
         known = {cell.id for cell in self.cells}
-        whole, parts = known & set(words), [word for word in words if word not in known]
-        chosen = [cell for cell in self.cells if cell.id in whole or any(word in cell.id for word in parts)]
+        chosen = [cell for cell in self.cells if is_selected(cell.id, words, known)]
         blocks = {cell.block for cell in chosen}
         anchors = [c for c in self.cells if c.block in blocks and c.role in (Role.REFERENCE, Role.EAGER)]
         kept = {cell.id for cell in (*chosen, *anchors)}

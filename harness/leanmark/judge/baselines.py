@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from leanmark.results import SCHEMA_VERSION, Run
 MAX_BYTES = 50_000_000
 MAX_ARTIFACT_BYTES = 4 * 2**30
 PINNED = ".pinned"
+_PIECE_BYTES = 2**20
 _DIGITS = 6  # significant ones: no interval here is narrower than the seventh
 _KEY = "leanmark_baseline"
 # Of the environment: what two machines of one class have in common.
@@ -78,6 +80,11 @@ def save(run: Run, folder: Path, files: Callable[[str], Mapping[str, Path]] | No
     """
     if not run.complete:
         raise InvalidInput(f"the run {run.id} is not complete", do="Finish it first; a baseline holds every cell.")
+    if run.only:
+        raise InvalidInput(
+            f"the run {run.id} holds only the cells that --only selected",
+            do="Run the whole suite, and save that; a baseline holds every cell.",
+        )
     if run.bases:
         raise InvalidInput(
             f"the run {run.id} was measured beside {run.bases[0].name}, so it has no ratios of its own",
@@ -99,14 +106,16 @@ def save(run: Run, folder: Path, files: Callable[[str], Mapping[str, Path]] | No
 
 def pin(baseline: Baseline) -> Baseline:
     """Keep a copy of a baseline that later ones do not replace: the anchor against slow drift."""
-    if baseline.is_pinned:
-        raise InvalidInput(f"{baseline.name} is pinned already", where=baseline.path)
     path = baseline.path.with_name(f"{baseline.name}{PINNED}.json")
+    if baseline.is_pinned or os.path.lexists(path):
+        where = baseline.path if baseline.is_pinned else path
+        raise InvalidInput("is pinned already", where=where, do="An anchor does not move; delete it to set another.")
     artifacts = baseline.artifacts
     if artifacts is not None:
         _check_packed(baseline)
         own = path.with_suffix(".zip")
         with store.telling(own):
+            own.unlink(missing_ok=True)  # never through a link
             shutil.copyfile(baseline.path.parent / artifacts.file, own)
         artifacts = replace(artifacts, file=own.name)
     else:
@@ -196,8 +205,9 @@ def _pack(run: Run, path: Path, files: Callable[[str], Mapping[str, Path]]) -> P
 def read(path: Path) -> Baseline:
     """A baseline, checked. Raises InvalidInput for a file that is none, or a newer or damaged one."""
     try:
+        _check_plain(path)
         if path.stat().st_size > MAX_BYTES:
-            raise InvalidInput("the baseline is too large", where=path)
+            raise InvalidInput("the baseline is too large", where=path, do="A baseline has some kilobytes a cell.")
         stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"cannot be read: {error.strerror}", where=path) from error
@@ -225,7 +235,9 @@ def check_suite(baseline: Baseline, suite: str) -> None:
     """Raises NothingToCompare for a baseline of another suite."""
     if baseline.run.suite != suite:
         raise NothingToCompare(
-            f"is a baseline of the suite '{baseline.run.suite}', not of '{suite}'", where=baseline.path
+            f"is a baseline of the suite '{baseline.run.suite}', not of '{suite}'",
+            where=baseline.path,
+            do="`leanmark baseline list` shows which there are.",
         )
 
 
@@ -233,24 +245,48 @@ def artifact_files(baseline: Baseline) -> Callable[[str, str], bytes]:
     """What reads a file of an artifact by content hash and name. Raises InvalidInput where the zip file is another."""
     _check_packed(baseline)
     assert baseline.artifacts is not None
-    packed = zipfile.ZipFile(baseline.path.parent / baseline.artifacts.file)
+    path = baseline.path.parent / baseline.artifacts.file
     left = [MAX_ARTIFACT_BYTES]
 
     def read_file(content: str, name: str) -> bytes:
         try:
-            left[0] -= packed.getinfo(f"{content}/{name}").file_size
-            if left[0] < 0:
-                raise InvalidInput("unpacks to more than it may", where=baseline.path)
-            return packed.read(f"{content}/{name}")
-        except (KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-            raise InvalidInput(f"lacks {content[:12]}/{name} of its artifacts: {error}", where=baseline.path) from error
+            with zipfile.ZipFile(path) as packed:
+                entry = packed.getinfo(f"{content}/{name}")
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise InvalidInput("is packed in a way that no baseline is", where=path)
+                left[0] -= entry.file_size
+                if left[0] < 0:
+                    raise InvalidInput("unpacks to more than it may", where=path)
+                return _unpacked(packed, entry)
+        except (KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
+            raise InvalidInput(f"lacks {content[:12]}/{name} of its artifacts: {error}", where=path) from error
 
     return read_file
+
+
+def _unpacked(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """As many bytes as the entry says, piece by piece, so that one that lies fills no memory."""
+    parts: list[bytes] = []
+    size = 0
+    with packed.open(entry) as file:
+        while part := file.read(_PIECE_BYTES):
+            parts.append(part)
+            size += len(part)
+            if size > entry.file_size:
+                raise zipfile.BadZipFile("it is larger than it says")
+    return b"".join(parts)
+
+
+def _check_plain(path: Path) -> None:
+    """Raises InvalidInput for anything but a file: a link leads elsewhere, a device has no end."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InvalidInput("is no plain file", where=path)
 
 
 def _check_packed(baseline: Baseline) -> None:
     assert baseline.artifacts is not None
     path = baseline.path.parent / baseline.artifacts.file
+    _check_plain(path)
     if not path.is_file():
         raise InvalidInput(
             f"its artifacts, {path.name}, are not beside it",
@@ -292,7 +328,11 @@ def fitting(suite: str, machine_class: str, folder: Path) -> list[Baseline]:
 
     Of its own machine class, or else of another, the newest.
     """
-    known = [item for _, item in stored_in(folder) if item is not None and item.run.suite == suite]
+    found = list(stored_in(folder))
+    for path, item in found:
+        if item is None and path.name.startswith(f"{_safe(suite)}-"):
+            read(path)  # says what is wrong with it: an anchor that cannot be read is not to be passed over
+    known = [item for _, item in found if item is not None and item.run.suite == suite]
     return [
         chosen
         for pinned in (False, True)

@@ -15,7 +15,7 @@ from leanmark import hits, stats
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
 from leanmark.judgement import Basis, Change, Judgement, Unjudged
-from leanmark.results import Comparison, Interval, Quality, Result, Role, Run, Status, Verdict
+from leanmark.results import Comparison, Interval, Quality, Result, Role, Run, Status, Verdict, is_selected
 from leanmark.rules import CELL, Limits, Rules
 
 _NOT_JUDGED = (Status.SKIPPED, Status.NOT_APPLICABLE)
@@ -43,6 +43,7 @@ class _Base:
     rules: Rules
     notes: tuple[str, ...] = ()
     beside: str = ""  # what else the run was measured beside, where that is not this
+    same_seeds: bool = True
 
     @property
     def level(self) -> float:
@@ -115,7 +116,8 @@ def _documented(run: Run, stored: Stored) -> _Base:
     results = {result.cell.id: result for result in stored.run.results}
     beside = run.bases[0].name if run.bases else ""
     same_class = bool(here) and here == there
-    return _Base(stored.name, results, {}, False, same_class, stored.run.rules, beside=beside)
+    same_seeds = run.seeds == stored.run.seeds
+    return _Base(stored.name, results, {}, False, same_class, stored.run.rules, beside=beside, same_seeds=same_seeds)
 
 
 # --- one cell ---------------------------------------------------------------------
@@ -123,10 +125,13 @@ def _documented(run: Run, stored: Stored) -> _Base:
 
 def _against(run: Run, base: _Base) -> Iterator[Change | Unjudged]:
     heads = {result.cell.id: result for result in run.results}
+    known = {*heads, *base.results}
     for cell in (*heads, *(cell for cell in base.results if cell not in heads)):
         role = (heads.get(cell) or base.results[cell]).cell.role
         if role is Role.CONTROL or (role is Role.EAGER and run.bases):
             continue  # a control says something of the machine; beside another version nothing is compared with eager
+        if cell not in heads and run.only and not is_selected(cell, run.only, known):
+            continue  # it was not asked for
         yield from _cell(cell, heads.get(cell), base.results.get(cell), base, run.rules.of(cell))
 
 
@@ -146,7 +151,8 @@ def _cell(
         else:
             yield Unjudged(cell, CELL, f"gone, and was {before.status.value} before")
     elif before is None:
-        yield whole(Verdict.NEW, f"{base.name} has no such cell")
+        state = "" if head.status in _FINE else f", and it is {head.status.value} here: {head.reason}"
+        yield whole(Verdict.NEW, f"{base.name} has no such cell{state}")
     elif head.status in _NOT_JUDGED:
         yield Unjudged(cell, CELL, f"{head.status.value}: {head.reason}")
     elif head.status not in _FINE:
@@ -154,6 +160,8 @@ def _cell(
             yield whole(Verdict.BROKEN, f"{head.status.value}: {head.reason}")
         else:
             yield Unjudged(cell, CELL, f"{head.status.value}, and was {before.status.value} before")
+    elif before.status in (Status.TIMEOUT, Status.OUT_OF_MEMORY):
+        yield whole(Verdict.INCONCLUSIVE, f"the base was {before.status.value}: {before.reason}")
     elif before.status not in _FINE:
         yield whole(Verdict.NEW, f"it was {before.status.value} before and is {head.status.value} now")
     else:
@@ -224,7 +232,7 @@ def _by_documents(head: Result, before: Result, base: _Base, limits: Limits) -> 
                     cell, "latency", f"it was measured beside {base.beside} only, and has no ratio of its own"
                 )
             else:
-                yield _ratios(cell, head.against_reference, before.against_reference, base, limits.latency_ratios)
+                yield _ratios(head, before, base, limits.latency_ratios)
     elif base.beside:
         yield Unjudged(cell, "latency", f"it was measured beside {base.beside} only")
     elif not base.same_class:
@@ -233,12 +241,14 @@ def _by_documents(head: Result, before: Result, base: _Base, limits: Limits) -> 
         yield _times(head, before, base, limits.latency_times)
 
 
-def _ratios(cell: str, after: Interval | None, before: Interval | None, base: _Base, tolerance: float) -> Change:
+def _ratios(head: Result, before: Result, base: _Base, tolerance: float) -> Change:
+    cell, after, then = head.cell.id, head.against_reference, before.against_reference
     change = Change(cell, "latency", Verdict.INCONCLUSIVE, Basis.RATIOS, base.name, tolerance=tolerance)
-    if after is None or before is None:
-        return replace(change, reason="a run has no ratio to its reference")
-    change = replace(change, before=before.value, after=after.value)
-    ratio = _log_ratio(after, cell).over(_log_ratio(before, cell))
+    if after is None or then is None:
+        return replace(change, reason="a run has no ratio to its reference", wanted="a run of the whole suite")
+    if Status.NOISY in (head.status, before.status):
+        return replace(change, reason="other programs disturbed one of the runs", wanted="a run without them")
+    ratio = _log_ratio(after, cell).over(_log_ratio(then, cell))
     verdict = stats.judge(ratio, tolerance)
     unsure = verdict is Verdict.INCONCLUSIVE
     return replace(
@@ -276,11 +286,17 @@ def _point(change: Change, before: float, after: float, tolerance: float) -> Cha
 
 
 def _exact(metric: str, head: Result, before: Result, base: _Base, tolerance: float | None) -> Iterator[Change]:
-    if tolerance is None or head.footprint is None or before.footprint is None:
+    if tolerance is None or before.footprint is None:
         return
     attribute = {"size": "size_bytes", "compressed_size": "compressed_bytes"}.get(metric, metric)
-    after, then = getattr(head.footprint, attribute), getattr(before.footprint, attribute)
-    if after is None or then is None:
+    after, then = getattr(head.footprint, attribute, None), getattr(before.footprint, attribute)
+    if then is None:
+        return
+    if after is None:
+        yield Change(
+            head.cell.id, metric, Verdict.INCONCLUSIVE, Basis.EXACT, base.name, then, None, None, tolerance,
+            "it was known and is no longer",
+        )  # fmt: skip
         return
     change = Change(head.cell.id, metric, Verdict.UNCHANGED, Basis.EXACT, base.name, then, after, None, tolerance)
     if after == then or then <= 0:
@@ -303,8 +319,10 @@ def _quality(
     if after.metric != then.metric:
         yield Unjudged(cell, "quality", f"its metric is {after.metric} and was {then.metric}")
         return
-    basis, difference, moved = _difference(head, before, after, then, comparison)
-    verdict = Verdict.UNCHANGED if moved == 0 else stats.judge_difference(difference, tolerance)
+    basis, difference, moved = _difference(after, then, comparison, same_seeds=base.same_seeds)
+    # Answers that are the same can still be worse by a metric of degrees.
+    same = moved == 0 and difference.value == 0
+    verdict = Verdict.UNCHANGED if same else stats.judge_difference(difference, tolerance)
     change = Change(
         cell, "quality", verdict, basis, base.name, then.score.value, after.score.value, difference, tolerance
     )
@@ -318,16 +336,16 @@ def _quality(
 
 
 def _difference(
-    head: Result, before: Result, after: Quality, then: Quality, comparison: Comparison
+    after: Quality, then: Quality, comparison: Comparison, *, same_seeds: bool
 ) -> tuple[Basis, Interval, float | None]:
-    """How quality changed, what that rests on, and which share of the answers changed, where it is known."""
+    """How quality changed, what that rests on, and 0 where not one answer did."""
     if comparison.quality is not None:
         return Basis.ANSWERS, comparison.quality, comparison.answers_changed
-    if after.examples and after.examples == then.examples and len(after.hits) == len(then.hits) > 0:
+    alike = same_seeds and after.examples and after.examples == then.examples
+    if alike and len(after.hits) == len(then.hits) > 0:
         try:
             own, other = (np.stack([hits.unpack(text) for text in item.hits]) for item in (after, then))
-            same = head.artifact is not None and head.artifact == before.artifact and after.hits == then.hits
-            return Basis.ANSWERS, stats.paired_difference(own, other), 0.0 if same else None
+            return Basis.ANSWERS, stats.paired_difference(own, other), 0.0 if after.hits == then.hits else None
         except ValueError:  # a document that was edited: what it says of its scores is what is left
             pass
     reach = math.hypot(after.score.high - after.score.low, then.score.high - then.score.low) / 2
@@ -338,8 +356,11 @@ def _difference(
 
 def _starts(
     metric: str, cell: str, interval: Interval | None, base: _Base, tolerance: float | None
-) -> Iterator[Change]:
-    if tolerance is None or not base.measured:
+) -> Iterator[Change | Unjudged]:
+    if tolerance is None:
+        return
+    if not base.measured:
+        yield Unjudged(cell, metric, "single starts of two runs say nothing; measure with --base")
         return
     change = Change(cell, metric, Verdict.INCONCLUSIVE, Basis.STARTS, base.name, tolerance=tolerance)
     if interval is None:

@@ -178,7 +178,8 @@ class _Block:
     def _amount(self, living: Sequence[str], calls: int | None) -> Amount:
         """As many copies as last `copy_seconds` a side, but each with a few rounds; a turn fits the first side."""
         calls = calls or calls_a_turn(self.fastest[living[0]])
-        untimed = 0 if self.alike and self.fastest[living[0]] >= _LONG_CALL_SECONDS else 1
+        quickest = min(self.fastest[name] for name in living)
+        untimed = 0 if self.alike and quickest >= _LONG_CALL_SECONDS else 1
         round_seconds = max(sum(self.fastest[name] for name in living) * (calls + untimed), 1e-9)
         rounds = max(MINIMUM_ROUNDS, round(self.seconds * len(living) / round_seconds))
         copies = max(1, min(round(self.seconds / self.copy_seconds), rounds // MINIMUM_ROUNDS)) if CAN_FORK else 1
