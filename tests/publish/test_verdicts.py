@@ -3,6 +3,7 @@
 import io
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -89,6 +90,24 @@ def test_the_comment_folds_what_does_not_matter():
     assert "`net/fp32/cpu`" in folded
     assert "`net/fp32/cpu`" not in head
     assert "<summary>2 regressed, 1 unchanged, 1 not judged</summary>" in folded
+
+
+def test_a_comment_fits_what_github_takes_and_says_what_is_left_out():
+    many = [replace(SLOWER, cell=f"net/{'x' * 150}{number}/cpu", reason="r" * 290) for number in range(2000)]
+    text = verdicts.markdown(judgement(*many, SAME))
+    assert len(text) < 65_000
+    assert "more lines" in text
+    assert text.rstrip().endswith("<sub>run `run-1`</sub>")
+
+
+def test_what_is_not_judged_is_listed_and_two_bases_are_told_apart():
+    both = replace(judgement(SLOWER, replace(SLOWER, against="pinned")), against=("main (abc)", "pinned"))
+    text = verdicts.markdown(both)
+    assert "| latency | `pinned` | **regressed**" in text
+    assert "- not judged: `net/cuda/cuda` cell: `skipped: no CUDA`" in text
+    assert "latency  against pinned" in printed(both)
+    (suite,) = ElementTree.fromstring(verdicts.junit(both))
+    assert len({(case.get("classname"), case.get("name")) for case in suite}) == 3
 
 
 def test_junit_has_a_failure_for_each_finding():

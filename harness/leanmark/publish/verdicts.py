@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from leanmark.errors import EXIT_NOTHING_TO_COMPARE
 from leanmark.jsonable import Json, to_json
 from leanmark.judgement import Basis, Change, Judgement
 from leanmark.publish import numbers
@@ -39,7 +40,7 @@ _ORDER: Final = (
     Verdict.NEW,
     Verdict.UNCHANGED,
 )
-_MOST_ROWS: Final = 300  # a comment has at most 65,536 characters
+_MOST_CHARACTERS: Final = 60_000  # GitHub takes 65,536 in a comment
 
 
 def headline(judgement: Judgement) -> str:
@@ -149,7 +150,8 @@ def print_judgement(judgement: Judgement, console: Console, *, everything: bool 
         if not (everything or _matters(change) or change.verdict is Verdict.IMPROVED):
             continue
         word = Text(change.verdict.value, style=_COLOURS.get(change.verdict, ""))
-        console.print(word + Text(f"  {visible(change.cell, 300)}  {metric(change)}"))
+        against = f"  against {visible(change.against, 80)}" if len(judgement.against) > 1 else ""
+        console.print(word + Text(f"  {visible(change.cell, 300)}  {metric(change)}{against}"))
         for text in (what(change), change.allowed and f"allowed: {change.allowed}"):
             for part in textwrap.wrap(visible(text, 600), max(20, console.width - 4)):
                 console.print(Text(f"    {part}", style="dim"), soft_wrap=True)
@@ -181,38 +183,57 @@ def markdown(judgement: Judgement, pages: str | None = None) -> str:
 
     pages: the address of the run's page, to which each cell is linked. Text from the run stands in code spans only.
     """
-    mark = MARKER.format(suite=quote(judgement.suite, safe=""))
-    word = "Failed" if judgement.findings else "Undecided" if judgement.exit_code else "Passed"
-    lines = [mark, f"### {word}: {code(judgement.suite, 80)}", "", f"{code(headline(judgement), 400)}", ""]
+    mark = MARKER.format(suite=quote(judgement.suite[:80], safe=""))
+    word = "Failed" if judgement.findings else "Undecided" if judgement.inconclusive else "Passed"
+    if judgement.exit_code == EXIT_NOTHING_TO_COMPARE:
+        word = "Nothing to compare"
+    several = len(judgement.against) > 1
     matter = _sorted(change for change in judgement.changes if _matters(change))
     rest = _sorted(change for change in judgement.changes if not _matters(change))
-    if matter:
-        lines += [*_table(matter[:_MOST_ROWS], pages), ""]
-        if len(matter) > _MOST_ROWS:
-            lines += [f"and {len(matter) - _MOST_ROWS} more", ""]
-    for note in judgement.notes:
-        lines += ["> [!NOTE]", f"> {code(note, 400)}", ""]
-    if rest:
-        left = max(0, _MOST_ROWS - len(matter))
-        lines += ["<details>", f"<summary>{_counts(judgement)}</summary>", "", *_table(rest[:left], pages)]
-        lines += [f"\nand {len(rest) - left} more" if len(rest) > left else "", "</details>", ""]
-    lines.append(f"<sub>run {code(judgement.run, 100)}</sub>")
-    return "\n".join(lines) + "\n"
+    head = [mark, f"### {word}: {code(judgement.suite, 80)}", "", code(headline(judgement), 400), ""]
+    tail = ["", f"<sub>run {code(judgement.run, 100)}</sub>", ""]
+    left = _MOST_CHARACTERS - sum(len(line) + 1 for line in (*head, *tail))
+    notes = _fitting([f"> [!NOTE]\n> {code(note, 400)}\n" for note in judgement.notes], left // 4)
+    first = _fitting([*_table(matter, pages, several)] if matter else [], left // 2)
+    folded = [*(_table(rest, pages, several) if rest else ()), ""]
+    folded += [
+        f"- not judged: {code(item.cell, 200)} {item.metric}: {code(item.reason, 300)}" for item in judgement.unjudged
+    ]
+    left -= sum(len(line) + 1 for line in (*notes, *first)) + 200
+    lines = [*head, *first, "", *notes]
+    if rest or judgement.unjudged:
+        opening = ["<details>", f"<summary>{_counts(judgement)}</summary>", ""]
+        lines += [*opening, *_fitting(folded, left), "", "</details>"]
+    return "\n".join([*lines, *tail])
 
 
-def _table(changes: Sequence[Change], pages: str | None) -> Iterator[str]:
-    yield table_line(("cell", "metric", "verdict", "change", "tolerance", "ground"))
-    yield table_line(("---", "---", "---", "--:", "--:", "---"))
+def _fitting(lines: Sequence[str], characters: int) -> list[str]:
+    """As many of the lines as fit, and how many do not."""
+    kept: list[str] = []
+    for number, line in enumerate(lines):
+        characters -= len(line) + 1
+        if characters < 0:
+            return [*kept, "", f"and {len(lines) - number} more lines"]
+        kept.append(line)
+    return kept
+
+
+def _table(changes: Sequence[Change], pages: str | None, several: bool) -> Iterator[str]:
+    """One row a change; `several` says that it takes a column to tell what it is compared with."""
+    against = ("against",) if several else ()
+    yield table_line(("cell", "metric", *against, "verdict", "change", "tolerance", "ground"))
+    yield table_line(("---", "---", *["---" for _ in against], "---", "--:", "--:", "---"))
     for change in changes:
         name = code(change.cell, 200)
         if pages is not None:
-            name = f"[{name}]({pages}#q={quote(change.cell, safe='')})"
+            name = f"[{name}]({pages}#q={quote(change.cell[:200], safe='')})"
         verdict = change.verdict.value if change.verdict is Verdict.UNCHANGED else f"**{change.verdict.value}**"
         reason = "; ".join(filter(None, [change.reason, change.wanted and f"would decide: {change.wanted}"]))
         yield table_line(
             (
                 name,
                 metric(change),
+                *([code(change.against, 80)] if several else []),
                 verdict + (f", allowed: {code(change.allowed, 200)}" if change.allowed else ""),
                 "" if change.metric == CELL else str(amount(change)),
                 "" if change.tolerance is None else _tolerance(change),
@@ -236,7 +257,8 @@ def junit(judgement: Judgement) -> str:
         skipped=str(len(undecided) + len(judgement.unjudged)),
     )
     for change in judgement.changes:
-        case = _case(suite, change.cell, change.metric)
+        several = f" against {visible(change.against, 80)}" if len(judgement.against) > 1 else ""
+        case = _case(suite, change.cell, change.metric + several)
         message = visible(what(change), 1000)
         if change.fails:
             ElementTree.SubElement(case, "failure", type=change.verdict.value, message=message)
