@@ -200,8 +200,8 @@ def test_a_lock_file_that_differs_needs_an_environment_of_its_own(project: Proje
 
 
 @pytest.mark.slow
-def test_a_killed_gate_resumes(project: Project):
-    """Everything that was found before is found again, and the base is checked to be the same."""
+def test_a_gate_that_lost_its_document_is_resumed_beside_the_same_base_only(project: Project):
+    """Everything that was found before is found again from the journal; another base is refused."""
     project.change("net.py", "WIDTH = 20", "WIDTH = 24")
     first = gated(project, "--dirty", "--only", "fp32")
     assert first["exit_code"] == 1

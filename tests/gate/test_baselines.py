@@ -171,14 +171,25 @@ def test_a_link_in_the_place_of_a_baseline_is_not_followed(project: Project, tmp
     assert "is no plain file" in done.stderr
 
 
-def test_a_zip_that_lies_about_its_sizes_fills_no_memory(project: Project):
-    path, packed = baseline(project), baseline(project, ".zip")
+def opened(project: Project) -> tuple[Path, Path, dict[str, Any], str]:
+    """A baseline, its packed file, what it says, and which artifact it has of the reference."""
+    path = baseline(project)
     stored = json.loads(path.read_text())
     (content,) = stored["artifacts"]["contents"][CELL.format("fp32")]
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as after:
-        after.writestr(f"{content}/manifest.json", b"0" * 10_000_000)
+    return path, baseline(project, ".zip"), stored, content
+
+
+def store_again(path: Path, packed: Path, stored: dict[str, Any]) -> None:
+    """Put a forged baseline in place, with the hash of its forged file."""
     stored["artifacts"]["sha256"] = hashlib.sha256(packed.read_bytes()).hexdigest()
     path.write_text(json.dumps(stored))
+
+
+def test_a_zip_that_lies_about_its_sizes_fills_no_memory(project: Project):
+    path, packed, stored, content = opened(project)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as after:
+        after.writestr(f"{content}/manifest.json", b"0" * 10_000_000)
+    store_again(path, packed, stored)
     shutil.rmtree(project.cache / "content" / content)  # or it would not be read at all
     done = project.leanmark("gate", "mine.yaml", "--baseline", str(path))
     assert done.returncode == 2
@@ -195,9 +206,7 @@ def test_a_truncated_baseline_is_refused(project: Project):
 
 def test_a_baseline_makes_no_code_run_that_the_suite_does_not_name(project: Project):
     """An artifact says what builds it; one that says something else is left out, and that is told."""
-    path, packed = baseline(project), baseline(project, ".zip")
-    stored = json.loads(path.read_text())
-    (content,) = stored["artifacts"]["contents"][CELL.format("fp32")]
+    path, packed, stored, content = opened(project)
     with zipfile.ZipFile(packed) as before:
         files = {name: before.read(name) for name in before.namelist()}
     manifest = json.loads(files[f"{content}/manifest.json"])
@@ -210,8 +219,7 @@ def test_a_baseline_makes_no_code_run_that_the_suite_does_not_name(project: Proj
         after.writestr(f"{identity}/manifest.json", forged)
         after.writestr(f"{identity}/weights.safetensors", files[f"{content}/weights.safetensors"])
     stored["artifacts"]["contents"][CELL.format("fp32")] = [identity]
-    stored["artifacts"]["sha256"] = hashlib.sha256(packed.read_bytes()).hexdigest()
-    path.write_text(json.dumps(stored))
+    store_again(path, packed, stored)
     done = project.leanmark("gate", "mine.yaml", "--baseline", str(path))
     assert not (project.folder / "owned.log").exists()
     (run,) = [

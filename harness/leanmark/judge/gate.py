@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import date
 
 from leanmark import hits, stats
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
+from leanmark.judge import allowing
 from leanmark.judgement import Basis, Change, Judgement, Unjudged
 from leanmark.results import Comparison, Interval, Quality, Result, Role, Run, Status, Verdict, is_selected
 from leanmark.rules import CELL, Limits, Rules
@@ -62,15 +63,18 @@ def judge(run: Run, stored: Sequence[Stored], today: date) -> Judgement:
                 changes.append(item)
             else:
                 unjudged.append(item)
-    allowed = tuple(_allowed(change, run.rules, today) for change in changes)
-    notes = [*run.warnings, *(note for base in bases for note in (*base.notes, *_changed_rules(run, base)))]
+    allowed = tuple(allowing.allowed(change, run.rules, today) for change in changes)
+    notes = [
+        *run.warnings,
+        *(note for base in bases for note in (*base.notes, *allowing.changed_rules(run.rules, base.rules, base.name))),
+    ]
     return Judgement(
         run.id,
         run.suite,
         tuple(base.name for base in bases),
         allowed,
         tuple(unjudged),
-        (*dict.fromkeys(notes), *_allowance_notes(run.rules, allowed, today)),
+        (*dict.fromkeys(notes), *allowing.notes(run.rules, allowed, today)),
     )
 
 
@@ -377,42 +381,3 @@ def _starts(
         reason="the interval reaches over a limit of the tolerance" if unsure else "",
         wanted="a larger tolerance, or a quieter machine" if unsure else "",
     )
-
-
-# --- rules ------------------------------------------------------------------------
-
-
-def _allowed(change: Change, rules: Rules, today: date) -> Change:
-    if not (change.verdict.is_finding or change.verdict is Verdict.INCONCLUSIVE):
-        return change
-    for item in rules.allow:
-        if item.covers(change.cell, change.metric) and today <= item.until:
-            return replace(change, allowed=f"{item.reason} (until {item.until})")
-    return change
-
-
-def _allowance_notes(rules: Rules, changes: Sequence[Change], today: date) -> Iterator[str]:
-    for item in rules.allow:
-        shown = f"the allowance for {item.cell}" + (f", {item.metric}" if item.metric else "")
-        if today > item.until:
-            yield f"{shown} ended on {item.until}"
-        elif not any(change.allowed and item.covers(change.cell, change.metric) for change in changes):
-            yield f"{shown} is not needed by anything here"
-
-
-def _changed_rules(run: Run, base: _Base) -> Iterator[str]:
-    """What this run tolerates otherwise than its base did: a change may loosen its own gate."""
-    for field in fields(Limits):
-        before, after = (getattr(rules.limits, field.name) for rules in (base.rules, run.rules))
-        if before != after:
-            yield f"the tolerance of {field.name} is {_share(after)} here and {_share(before)} in {base.name}"
-    for pattern in dict.fromkeys((*run.rules.cells, *base.rules.cells)):
-        if run.rules.cells.get(pattern) != base.rules.cells.get(pattern):
-            yield f"the limits of the cells {pattern} are others than in {base.name}"
-    for item in run.rules.allow:
-        if item not in base.rules.allow:
-            yield f"an allowance for {item.cell} that {base.name} does not have: {item.reason}, until {item.until}"
-
-
-def _share(value: float | None) -> str:
-    return "off" if value is None else f"{100 * value:g} %"
