@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leanmark import modules, registry
@@ -12,11 +12,12 @@ from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.host import available_cpus
 from leanmark.judge import baselines
-from leanmark.prepare.artifacts import Store, code_hash
+from leanmark.prepare.artifacts import Origin, Store, code_hash, make_keys
 from leanmark.prepare.recipe import Prepared, Trial, from_store
-from leanmark.prepare.sources import default_store
+from leanmark.prepare.sources import default_store, source_hash
 from leanmark.processes import Code
 from leanmark.results import Cell
+from leanmark.rules import fits
 from leanmark.runtimes import supported
 
 TrialName = tuple[str, int]  # a cell's id, and a seed
@@ -38,11 +39,16 @@ class Options:
     baseline: Path | None = None  # a stored run to measure beside, or to be judged by
     dirty: bool = False  # whether the work tree may have changes that are in no commit
     measure_all: bool = False  # also what is the same in both versions
+    baselines: Path | None = None  # where a pinned baseline is looked for, to measure beside it too
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what is needed to carry it out."""
+    """A plan with what is needed to carry it out.
+
+    origins: by workload and seed, what a user's own functions made when they were looked at. broken: by
+    workload, what became of looking where they gave nothing.
+    """
 
     plan: Plan
     store: Store
@@ -50,6 +56,8 @@ class Planned:
     paths: tuple[Path, ...]
     only: tuple[str, ...] = ()  # the texts by which cells were selected
     beside: bool = False  # whether cells are measured beside another version in place of their references
+    origins: Mapping[tuple[str, int], Origin] = field(default_factory=dict[tuple[str, int], Origin])
+    broken: Mapping[str, Prepared] = field(default_factory=dict[str, Prepared])
 
     @property
     def code(self) -> Code:
@@ -65,11 +73,15 @@ class Planned:
         """What is prepared for a cell with one seed."""
         workload = self.plan.workload(cell.workload)
         lowering = registry.get_runtime(cell.target.runtime).lowering if workload.onnx is None else ()
-        return Trial(workload, cell.steps, seed, lowering)
+        return Trial(workload, cell.steps, seed, lowering, self.origins.get((workload.name, seed)))
 
     def cached(self, cell: Cell) -> Prepared | None:
-        """The first seed's preparation, if it lies in the store."""
-        return from_store(self.trial(cell, self.plan.suite.seeds[0]), self.store, checked=False)
+        """The first seed's preparation, if it lies in the store, going by what the workload's functions made last."""
+        trial = self.trial(cell, self.plan.suite.seeds[0])
+        if trial.origin is None:
+            base = make_keys(trial.workload, (), trial.seed).base
+            trial = replace(trial, origin=self.store.origin(base))
+        return from_store(trial, self.store, checked=False)
 
     def source_of(self, reference: str) -> Path | None:
         """The file that holds what "package.module:name" names."""
@@ -78,8 +90,16 @@ class Planned:
 
     def code_of(self, cell: Cell) -> str:
         """Hashes of what runs a cell's artifact; see `code_hash`."""
+        origin = self.origins.get((cell.workload, self.plan.suite.seeds[0]))
         with modules.import_path(*self.paths):
-            return code_hash(self.plan.workload(cell.workload), cell.target)
+            workload = self.plan.workload(cell.workload)
+            return code_hash(workload, cell.target, None if origin is None else origin.structure)
+
+    def metric_code(self, workload: str) -> str:
+        """A hash of what scores a workload, where it is a metric of the user's own; else empty."""
+        metric = self.plan.workload(workload).metric
+        with modules.import_path(*self.paths):
+            return source_hash(metric.partition(":")[0])[:16] if ":" in metric else ""
 
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
@@ -116,7 +136,7 @@ def plan_suite(name: str, options: Options) -> Planned:
     )
     whole = make_plan(suite, supported)
     for pattern in suite.rules.cells:
-        if not any(fnmatchcase(cell.id, pattern) for cell in whole.cells):
+        if not any(fits(cell.id, pattern) for cell in whole.cells):
             raise InvalidInput(
                 f"the gate's limits for '{pattern}' fit no cell",
                 where=suite.file,

@@ -6,6 +6,7 @@ As a child process it takes one message, tells how far it is, and answers with a
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from leanmark.errors import LeanmarkError
 from leanmark.jsonable import to_json
 from leanmark.planned import Options, Planned, plan_suite
 from leanmark.prepare.recipe import Prepared
-from leanmark.preparing import prepare_all
+from leanmark.preparing import look, prepare_all
 from leanmark.progress import Meter
 from leanmark.results import SCHEMA_VERSION, Cell
 from leanmark.rules import Rules
@@ -64,14 +65,17 @@ def main(descriptor: int) -> None:
     def advance(share: float, text: str) -> None:
         channel.send({"progress": share, "text": text})
 
+    os.environ["LEANMARK_CACHE"] = message["store"]
     try:
         planned = plan_suite(message["suite"], Options(jobs=message["jobs"]))
         if message["only"]:  # a word that fits no cell here is one of cells that are new
             words = tuple(word for word in message["only"] if any(word in cell.id for cell in planned.plan.cells))
             planned = replace(planned, plan=planned.plan.select(words) if words else replace(planned.plan, cells=()))
         planned = replace(planned, plan=planned.plan.beside())
+        meter = Meter(advance, {"prepare": 1.0})
         with modules.import_path(*planned.paths):
-            prepared = prepare_all(planned, {}, lambda *_: None, Meter(advance, {"prepare": 1.0}))
+            planned = look(planned, meter)
+            prepared = prepare_all(planned, {}, lambda *_: None, meter)
         channel.send({"preparation": to_json(describe(planned, prepared))})
     except LeanmarkError as error:
         channel.send({"error": error.sentence, "where": None if error.where is None else str(error.where)})

@@ -1,14 +1,19 @@
-"""Every trial of a plan prepared: from the store, or in a child process with a time limit."""
+"""Every trial of a plan prepared: from the store, or in a child process with a time limit.
+
+What a user's own functions make is looked at first: it is where the keys of the store start from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from leanmark.declare.plan import trial_seconds
 from leanmark.errors import StorageFull
 from leanmark.jsonable import from_json
 from leanmark.planned import Planned, TrialName
+from leanmark.prepare.artifacts import Origin, make_keys
+from leanmark.prepare.origins import has_own_code
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, run_jobs
 from leanmark.progress import Meter
@@ -18,6 +23,38 @@ Keep = Callable[[TrialName, Prepared], None]
 PreparedCells = dict[str, tuple[Prepared, ...]]
 
 
+def look(planned: Planned, meter: Meter) -> Planned:
+    """The plan with what the own functions of its workloads make now, each called once, in a child process."""
+    suite = planned.plan.suite
+    wanted = {cell.workload for cell in planned.plan.cells if cell.skip is None}
+    workloads = {item.name: item for item in suite.workloads if item.name in wanted and has_own_code(item)}
+    message = {"plugins": list(suite.plugins), "store": str(planned.store.root), "seeds": list(suite.seeds)}
+    jobs = [
+        Job(
+            name,
+            "leanmark.prepare.child",
+            {**message, "workload": asdict(workload)},
+            suite.prepare_timeout_seconds,
+            code=planned.code,
+        )
+        for name, workload in workloads.items()
+    ]
+    origins: dict[tuple[str, int], Origin] = {}
+    broken: dict[str, Prepared] = {}
+    for event in run_jobs(jobs, planned.jobs):
+        name = event.job.name
+        meter.tell("prepare", f"{name}: its model and data")
+        if isinstance(event, Progress):
+            continue
+        if event.answer is None or "origins" not in event.answer:
+            broken[name] = _outcome(event)
+            continue
+        for seed, found in zip(suite.seeds, event.answer["origins"], strict=True):
+            origins[name, seed] = from_json(Origin, found)
+            planned.store.put_origin(make_keys(workloads[name], (), seed).base, origins[name, seed])
+    return replace(planned, origins=origins, broken=broken)
+
+
 def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Keep, meter: Meter) -> PreparedCells:
     """What became of every trial, by cell, in the order of the seeds.
 
@@ -25,6 +62,10 @@ def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Ke
     """
     trials = planned.trials()
     done = dict(failed)
+    for name, trial in trials.items():
+        cause = planned.broken.get(trial.workload.name)
+        if cause is not None:
+            done[name] = _for_want_of_base(cause) if trial.steps else cause
     for name, trial in trials.items():
         if name not in done and (cached := from_store(trial, planned.store, checked=True)) is not None:
             done[name] = cached
@@ -54,11 +95,11 @@ def _without_base(
         if not trials[name].steps and outcome.content is None
     }
     causes = {name: failed.get((trial.workload.name, trial.seed)) for name, trial in batch.items()}
-    return {
-        name: replace(cause, reason=f"its reference model could not be made: {cause.reason}")
-        for name, cause in causes.items()
-        if cause is not None
-    }
+    return {name: _for_want_of_base(cause) for name, cause in causes.items() if cause is not None}
+
+
+def _for_want_of_base(cause: Prepared) -> Prepared:
+    return replace(cause, reason=f"its reference model could not be made: {cause.reason}")
 
 
 def _prepare(

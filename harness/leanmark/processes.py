@@ -51,11 +51,13 @@ class Code:
 
     paths: looked in before installed packages; a suite's own folder. sources: looked in before
     everything else; another revision's folders in place of those that are installed from the work tree.
+    folder: the one that it runs in; None for this process's own.
     """
 
     python: str = sys.executable
     paths: tuple[Path, ...] = ()
     sources: tuple[Path, ...] = ()
+    folder: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """What of the environment tells it so."""
@@ -149,7 +151,7 @@ class Fresh(Child):
 
     def __init__(self, module: str, *, threads: int = 1, code: Code = Code()) -> None:
         self._command = [code.python, "-P", "-m", module]
-        self._paths = list(map(str, code.paths))
+        self._paths, self._folder = list(map(str, code.paths)), code.folder
         self._environment = {**os.environ, **code.environment(), **thread_environment(threads)}
         super().__init__()
 
@@ -161,6 +163,7 @@ class Fresh(Child):
             stdout=self.log,
             stderr=subprocess.STDOUT,
             env=self._environment,
+            cwd=self._folder,
             start_new_session=True,
         )
         return self._process.pid

@@ -3,6 +3,7 @@
 A key is a hash of everything that decides what a step makes: the key of its input,
 its name and parameters, the seed, the source of its module and of every module of
 the same package that it imports, and the versions of the libraries that it declares.
+What a user's functions make of files that no key knows is in it by content (`Origin`).
 The value is a content hash. Recipes with a common beginning share it, and changed
 code is never served stale.
 
@@ -165,6 +166,17 @@ class Store:
         """Where the splits of a workload lie."""
         return self.root / "splits" / key
 
+    def origin(self, key: str) -> Origin | None:
+        """What a workload's own functions made when they were last called; they may make something else by now."""
+        try:
+            return from_json(Origin, json.loads((self.root / "keys" / f"{key}.origin.json").read_text()))
+        except (OSError, ValueError, RecursionError, InvalidInput):
+            return None
+
+    def put_origin(self, key: str, origin: Origin) -> None:
+        """Remember what a workload's own functions made."""
+        self.write_json(self.root / "keys" / f"{key}.origin.json", asdict(origin))
+
     def final(self, key: str) -> dict[str, Any] | None:
         """What was read off the artifact of `key` when it ended a recipe."""
         try:
@@ -197,6 +209,20 @@ def writing_to(path: Path) -> Generator[None]:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a user's own functions made, as hashes: where a trial starts from.
+
+    splits: of all splits. weights: of the parameters and buffers of the model as it is built, before
+    any training. structure: of everything else that it holds (classes, shapes, plain attributes), and of
+    the files that were read to build it.
+    """
+
+    splits: str
+    weights: str
+    structure: str
+
+
+@dataclass(frozen=True)
 class Keys:
     """The keys along one recipe: its splits, its base model, and after each step."""
 
@@ -209,9 +235,10 @@ class Keys:
         return self.steps[-1] if self.steps else self.base
 
 
-def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Keys:
-    """All keys of a trial; imports neither torch nor the user's modules."""
-    splits = _hash("splits", workload.data or _file_hash(workload.inputs), _source_of(workload.data))
+def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int, origin: Origin | None = None) -> Keys:
+    """All keys of a trial; imports neither torch nor the user's modules, whose works are known by `origin`."""
+    own = () if origin is None else (origin.splits,)
+    splits = _hash("splits", workload.data or _file_hash(workload.inputs), _source_of(workload.data), *own)
     base = _hash(
         "workload",
         STORE_FORMAT,
@@ -224,6 +251,7 @@ def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Key
         source_hash("leanmark.prepare.base"),
         _versions(("torch", "numpy", "safetensors")),
         _machine(),
+        *(() if origin is None else (origin.weights, origin.structure)),
     )
     found: list[str] = []
     for spec in steps:
@@ -242,15 +270,15 @@ def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int) -> Key
     return Keys(splits, base, tuple(found))
 
 
-def code_hash(workload: Workload, target: Target) -> str:
+def code_hash(workload: Workload, target: Target, structure: str | None = None) -> str:
     """Two hashes of what runs an artifact, with a dot between them.
 
-    The first is of the model's own code, where the artifact does not hold it; the second of the rest: leanmark's
-    code, the metric's, and versions.
+    The first is of the model's own code, and of the structure that this builds, where the artifact does not hold
+    them; the second of the rest: leanmark's code, the metric's, and versions.
     """
     runtime = registry.get_runtime(target.runtime)
     metric = workload.metric if ":" in workload.metric else None
-    model = _hash("model", _source_of(workload.model) if runtime.executes is TorchModel else None)
+    model = _hash("model", *((_source_of(workload.model), structure) if runtime.executes is TorchModel else ()))
     rest = _hash(
         "code",
         platform.python_version(),

@@ -1,4 +1,4 @@
-"""The process that prepares one trial: a message in, progress and one answer out."""
+"""The process that prepares one trial, or looks where trials start from: a message in, progress and one answer out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from leanmark import modules, registry
 from leanmark.channel import Channel, ChannelClosed, end_with_parent, inherited
 from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
-from leanmark.jsonable import to_json
-from leanmark.prepare.artifacts import Store
+from leanmark.jsonable import from_json, to_json
+from leanmark.prepare import origins
+from leanmark.prepare.artifacts import Origin, Store, make_keys
 from leanmark.prepare.recipe import Prepared, Trial, prepare
 from leanmark.registry import Workload
 from leanmark.results import Status, StepSpec
@@ -33,18 +34,16 @@ def _answer(message: dict[str, Any], channel: Channel) -> None:
     _one_thread()
     for plugin in message["plugins"]:
         registry.load_plugin(plugin)
-    trial = Trial(
-        Workload(**message["workload"]),
-        tuple(StepSpec(name, params) for name, params in message["steps"]),
-        message["seed"],
-        tuple(StepSpec(name, params) for name, params in message["reference"]),
-    )
+    workload, store = Workload(**message["workload"]), Store(Path(message["store"]))
 
     def progress(fraction: float, text: str) -> None:
         channel.send({"progress": fraction, "text": text})
 
     try:
-        prepared = prepare(trial, Store(Path(message["store"])), progress)
+        if "seeds" in message:
+            channel.send({"origins": _look(workload, message["seeds"], store)})
+            return
+        prepared = prepare(_trial(workload, message), store, progress)
     except StorageFull as error:
         channel.send({"full": str(error.where)})
         return
@@ -61,6 +60,24 @@ def _answer(message: dict[str, Any], channel: Channel) -> None:
         else:
             prepared = Prepared(Status.FAILED, f"{type(error).__name__}: {_first_line(error)}")
     channel.send({"prepared": to_json(prepared)})
+
+
+def _trial(workload: Workload, message: dict[str, Any]) -> Trial:
+    return Trial(
+        workload,
+        tuple(StepSpec(name, params) for name, params in message["steps"]),
+        message["seed"],
+        tuple(StepSpec(name, params) for name, params in message["reference"]),
+        None if message["origin"] is None else from_json(Origin, message["origin"]),
+    )
+
+
+def _look(workload: Workload, seeds: list[int], store: Store) -> list[Any]:
+    """The origin of every seed; the splits are stored at once, so that no trial asks for them again."""
+    found, made = origins.look(workload, seeds)
+    for key in {make_keys(workload, (), seed, origin).splits for seed, origin in found.items()}:
+        origins.keep_splits(store, key, workload, made)
+    return [to_json(found[seed]) for seed in seeds]
 
 
 def _one_thread() -> None:

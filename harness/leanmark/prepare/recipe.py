@@ -6,7 +6,6 @@ makes does not depend on what was cached.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +17,13 @@ from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.host import peak_rss_bytes
 from leanmark.jsonable import from_json, to_json
-from leanmark.prepare.artifacts import Entry, Keys, Store, make_keys
+from leanmark.prepare import origins
+from leanmark.prepare.artifacts import Entry, Keys, Origin, Store, make_keys
 from leanmark.prepare.base import make_base
 from leanmark.registry import Workload
 from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
-from leanmark.workloads import split_store, splits
+from leanmark.workloads import split_store
 
 # Exact steps are checked on so many examples of the validation split.
 _EXACT_EXAMPLES = 256
@@ -40,17 +40,19 @@ class Trial:
     """A recipe of a workload with one seed: what a child prepares.
 
     reference: the steps from the base model to what evidence compares with, which
-    is the unmodified model as the same target runs it.
+    is the unmodified model as the same target runs it. origin: what the workload's
+    own functions make, where it has any.
     """
 
     workload: Workload
     steps: tuple[StepSpec, ...]
     seed: int
     reference: tuple[StepSpec, ...] = ()
+    origin: Origin | None = None
 
     def keys(self) -> Keys:
         """The keys of the trial's artifacts."""
-        return make_keys(self.workload, self.steps, self.seed)
+        return make_keys(self.workload, self.steps, self.seed, self.origin)
 
 
 @dataclass(frozen=True)
@@ -230,13 +232,7 @@ class _Splits:
     def __init__(self, workload: Workload, store: Store, key: str) -> None:
         self.source = workload.data or workload.inputs
         self.root = store.splits(key)
-        with store.lock(f"splits-{key}"):
-            if not split_store.are_whole(self.root):
-                shutil.rmtree(self.root, ignore_errors=True)
-                made = splits.load(workload)
-                with store.scratch() as folder:
-                    split_store.store(made, folder / "splits")
-                    (folder / "splits").rename(self.root)
+        origins.keep_splits(store, key, workload)
 
     def open(self, name: str) -> Split:
         """A split, or the nearest one that stands in for it; never the test split."""
@@ -337,6 +333,7 @@ def trial_message(trial: Trial, store: Store, plugins: tuple[str, ...]) -> dict[
         "steps": steps,
         "reference": reference,
         "seed": trial.seed,
+        "origin": None if trial.origin is None else to_json(trial.origin),
         "store": str(store.root),
         "plugins": list(plugins),
     }

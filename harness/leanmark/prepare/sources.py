@@ -25,7 +25,7 @@ _MEMORY_FORMAT = 1
 def default_store() -> Path:
     """The folder of the store: $LEANMARK_CACHE, or the user's cache folder."""
     configured = os.environ.get("LEANMARK_CACHE")
-    return Path(configured) if configured else Path(platformdirs.user_cache_dir("leanmark")) / "store"
+    return Path(configured).absolute() if configured else Path(platformdirs.user_cache_dir("leanmark")) / "store"
 
 
 def source_hash(module: str) -> str:
@@ -146,5 +146,6 @@ def _keep(memory: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "w") as file:
-            json.dump({"format": _MEMORY_FORMAT, "files": memory}, file)
+            known = {name: facts for name, facts in memory.items() if Path(name).exists()}
+            json.dump({"format": _MEMORY_FORMAT, "files": known}, file)
         os.replace(name, path)
