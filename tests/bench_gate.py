@@ -23,7 +23,8 @@ from typing import Any
 
 from leanmark import stats
 from leanmark.jsonable import from_json, to_json
-from leanmark.judge.gate import Stored, judge
+from leanmark.judge.gate import judge
+from leanmark.judge.opponents import Stored
 from leanmark.measure.environment import read_environment
 from leanmark.results import Run
 

@@ -1,6 +1,9 @@
 """What `leanmark init` and the action give a repository: it works, and it trusts nobody who need not be trusted."""
 
+import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,48 @@ def test_who_runs_foreign_code_may_write_nothing(path: Path):
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
                 assert runs_code or step["with"]["ref"] == "${{ github.base_ref }}"
+
+
+SCRIPTS = [(STARTERS / "gate.yml", "comment.md"), (ROOT / "action.yml", "leanmark.md")]
+PLAY = """
+const calls = [];
+const comments = [
+  {id: 1, user: {type: "User"}, body: "<!-- leanmark gate mine -->\\nmine"},
+  {id: 2, user: {type: "Bot"}, body: "<!-- leanmark gate other -->\\n### Passed"},
+  {id: 3, user: {type: "Bot"}, body: "<!-- leanmark gate mine -->\\n### Passed"},
+].slice(0, Number(process.argv[2]));
+const rest = {issues: {
+  listComments: null,
+  updateComment: async ({comment_id, body}) => calls.push([comment_id, body]),
+  createComment: async ({issue_number, body}) => calls.push([null, body]),
+}};
+const github = {rest, paginate: async () => comments};
+const context = {
+  repo: {owner: "o", repo: "r"}, issue: {number: 7}, serverUrl: "https://example.org", runId: 5,
+};
+(async () => { SCRIPT })().then(() => console.log(JSON.stringify(calls)));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run a workflow's script")
+@pytest.mark.parametrize(("path", "file"), SCRIPTS, ids=lambda value: getattr(value, "name", ""))
+def test_the_comment_is_replaced_and_withdrawn(path: Path, file: str, tmp_path: Path):
+    (script,) = (step["with"]["script"] for step in steps(path) if "script" in step.get("with", {}))
+    (tmp_path / "play.cjs").write_text(PLAY.replace("SCRIPT", script))
+
+    def played(comments: int) -> list[tuple[int | None, str]]:
+        command = ["node", "play.cjs", str(comments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return [(number, body) for number, body in json.loads(done.stdout)]
+
+    (tmp_path / file).write_text("<!-- leanmark gate mine -->\n### Failed: `mine`\n")
+    assert played(3) == [(3, "<!-- leanmark gate mine -->\n### Failed: `mine`\n")]
+    assert played(2) == [(None, "<!-- leanmark gate mine -->\n### Failed: `mine`\n")]
+    (tmp_path / file).unlink()  # nothing could be judged
+    assert [number for number, _ in played(3)] == [2, 3]
+    assert all("### Not judged" in body and "/actions/runs/5" in body for _, body in played(3))
+    assert played(3)[1][1].startswith("<!-- leanmark gate mine -->\n")
+    assert played(0) == []
 
 
 def test_the_jobs_of_gitlab_are_two():

@@ -287,7 +287,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"leanmark: {message}", err=True)
+    from leanmark.publish.numbers import visible
+
+    for number, line in enumerate(message.split("\n")):  # what a file or a child said may drive a terminal
+        typer.echo(("" if number else "leanmark: ") + visible(line, 4000), err=True)
     sys.exit(code)
 
 

@@ -75,8 +75,9 @@ def gate(
     resume_commands = _stop_commands() if github else ""
     where: Path | None = None
     if store.is_run(target, out or store.default_runs()):
-        if base is not None or resume is not None:
-            raise InvalidInput("a stored run is only judged", do="Name its suite to measure it.")
+        measuring = (base, base_python, only, budget, launches, jobs, resume, dirty or None, measure_all or None)
+        if any(value is not None for value in measuring):
+            raise InvalidInput("a stored run is only judged", do="Name its suite to measure it with such options.")
         run = store.read_run(store.find_run(target, out or store.default_runs(), finished=True))
     else:
         places = folder or baselines.default_folder()

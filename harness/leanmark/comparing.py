@@ -15,7 +15,7 @@ from leanmark import stats
 from leanmark.assembly import Findings, Inspected, runnable
 from leanmark.inspecting import Key, Shown, answers, ask, is_finite
 from leanmark.jsonable import from_json, to_json
-from leanmark.judge import gate
+from leanmark.judge import latency
 from leanmark.judge.store import Journal
 from leanmark.measure import quality
 from leanmark.measure.launches import Launch, compare
@@ -28,8 +28,6 @@ from leanmark.prepare.recipe import Prepared
 from leanmark.progress import Meter
 from leanmark.results import Base, Cell, Comparison, Interval, Result, Role, Status, Verdict, short_id
 from leanmark.versions import Version
-
-_BEFORE = "@base"  # what a base's side is called, after its cell
 
 
 @dataclass(frozen=True)
@@ -45,22 +43,35 @@ def compare_all(
     journal: Journal,
     meter: Meter,
     prepared: Mapping[str, tuple[Prepared, ...]],
-    version: Version,
+    versions: Sequence[Version],
     *,
     everything: bool,
-) -> tuple[Findings, Base, tuple[str, ...]]:
-    """What the run's cells are beside another version of them, and what its control says against that.
+) -> tuple[Findings, tuple[Base, ...], tuple[str, ...]]:
+    """What the run's cells are beside other versions of them, and what their controls say against that.
 
-    everything: also cells that are the same in both.
+    everything: also cells that are the same in both. What is the same as in the first version is not
+    compared with the others: it was when it last changed.
     """
-    block = _Comparing(planned, journal, meter, Findings(prepared), version, everything)
-    block.answers()
-    launches = block.screen()
-    for name, deciding in block.decide().items():
-        launches[name] += [launch for launch in deciding if launch.deaths]  # why a side has no figure
+    found = Findings(prepared)
+    bases: list[Base] = []
+    warnings: list[str] = []
+    for version in versions:
+        done = {cell for base in bases for cell, item in base.comparisons.items() if item.same}
+        part = _Comparing(planned, journal, meter, found, version, everything, frozenset(done), 1 / len(versions))
+        part.answers()
+        launches = part.screen()
+        for name, deciding in part.decide().items():
+            launches[name] += [launch for launch in deciding if launch.deaths]  # why a side has no figure
+        found = replace(
+            found,
+            inspected=part.inspected,
+            launches={name: (*found.launches.get(name, ()), *launches.get(name, ())) for name in part.blocks},
+            compared={**part.comparisons, **found.compared},
+        )
+        bases.append(part.base())
+        warnings += part.warnings
     meter.reach("measure", 1.0, "measured")
-    findings = replace(block.findings, inspected=block.inspected, launches=launches, compared=block.comparisons)
-    return findings, block.base(), tuple(block.warnings)
+    return found, tuple(bases), tuple(warnings)
 
 
 class _Comparing:
@@ -74,8 +85,11 @@ class _Comparing:
         findings: Findings,
         version: Version,
         everything: bool,
+        done: frozenset[str],
+        share: float,
     ) -> None:
-        self.planned, self.journal, self.meter, self.findings = planned, journal, meter, findings
+        """done: cells that need not be compared. share: of the progress."""
+        self.planned, self.journal, self.meter, self.findings, self.share = planned, journal, meter, findings, share
         self.version, self.rules = version, planned.plan.suite.rules
         self.warnings: list[str] = []
         own = describe(planned, findings.prepared)
@@ -91,12 +105,14 @@ class _Comparing:
             if alike and not everything and version.digests.get(cell.id) == own.code[cell.id]:
                 self.comparisons[cell.id] = Comparison(same=f"artifact, code and versions are those of {version.name}")
         for entry in journal.entries():
-            if entry["kind"] == "compared":
+            if entry["kind"] == "compared" and entry["beside"] == version.tag:
                 known = from_json(_Compared, entry["compared"], journal.path)
                 self.comparisons[entry["cell"]], self.bases[entry["cell"]] = known.comparison, known.base
         self.inspected = inspected_before(journal)
         self.blocks = {
-            name: [cell for cell in cells if runnable(cell, findings) and not self._is_same(cell)]
+            name: [
+                cell for cell in cells if runnable(cell, findings) and cell.id not in done and not self._is_same(cell)
+            ]
             for name, cells in planned.plan.blocks().items()
         }
 
@@ -110,14 +126,19 @@ class _Comparing:
 
     # --- sides ---
 
+    def _before(self, cell: Cell) -> str:
+        """What the other version's side of a cell is called."""
+        return f"{cell.id}@{self.version.tag}"
+
     def _base_side(self, cell: Cell, seed: int) -> Side:
         """The other version's artifact on this version's inputs: both sides get the same."""
         head = side_of(self.planned, cell, self.findings.prepared[cell.id][0])
         content = self.version.contents[cell.id][seed]
         return replace(
             head,
-            name=f"{cell.id}{_BEFORE}",
+            name=self._before(cell),
             artifact=self.planned.store.open(content).root,
+            metric="",  # one metric scores both versions, and it is the head's
             code=self.version.code,
         )
 
@@ -134,7 +155,7 @@ class _Comparing:
             missing = [cell for cell in cells if cell.id not in self.inspected or cell.id not in self.comparisons]
             if missing:
                 self._ask(missing)
-            self.meter.add("answers", len(cells) / max(total, 1), "answers")
+            self.meter.add("answers", self.share * len(cells) / max(total, 1), "answers")
 
     def _ask(self, cells: Sequence[Cell]) -> None:
         block = self.planned.plan.blocks()[cells[0].block]
@@ -144,26 +165,41 @@ class _Comparing:
             asked.insert(0, reference)  # its answers are what the others' are compared with
         sides: dict[Key, Side] = sides_of(self.planned, asked, self.findings)
         for cell in asked:
-            sides |= {(f"{cell.id}{_BEFORE}", seed): self._base_side(cell, seed) for seed in range(self._seeds(cell))}
+            sides |= {(self._before(cell), seed): self._base_side(cell, seed) for seed in range(self._seeds(cell))}
         shown = ask(sides, self.planned.jobs, lambda name: self.meter.tell("answers", f"{short_id(name)}: answers"))
+        self._rescore(asked, shown)
         for cell, found in score_all(self.planned, asked, shown, self.findings):
             if cell in cells and cell.id not in self.inspected:
                 self.inspected[cell.id] = found
                 self.journal.append("inspected", cell=cell.id, inspected=to_json(found))
-        anchor = answers(shown.get(f"{reference.id}{_BEFORE}", {})) or answers(shown.get(reference.id, {}))
+        anchor = answers(shown.get(self._before(reference), {})) or answers(shown.get(reference.id, {}))
         for cell in cells:
             self._compare(cell, shown, anchor)
 
+    def _rescore(self, asked: Sequence[Cell], shown: Mapping[str, Shown]) -> None:
+        """Put what a metric of the user's own says of the base's answers into what was shown."""
+        for cell in asked:
+            side = side_of(self.planned, cell, self.findings.prepared[cell.id][0])
+            for seed, item in shown.get(self._before(cell), {}).items() if ":" in side.metric else ():
+                if isinstance(item, quality.Inspection):
+                    try:
+                        found: quality.Inspection | SideError = replace(
+                            item, answers=quality.rescore(side, item.answers)
+                        )
+                    except SideError as error:
+                        found = SideError(replace(error.death, reason=f"metric {side.metric}: {error.death.reason}"))
+                    shown[self._before(cell)][seed] = found
+
     def _compare(self, cell: Cell, shown: Mapping[str, Shown], anchor: list[quality.Answers] | None) -> None:
         """What the answers of both versions say, and, where they are judged, their starts."""
-        before = shown.get(f"{cell.id}{_BEFORE}")
+        before = shown.get(self._before(cell))
         if before is None:
             nothing = f"{self.version.name} has nothing of it that runs"
             found = _Compared(Inspected(), Comparison(problem=self.version.problems.get(cell.id, nothing)))
         else:
             found = self._compared(cell, shown[cell.id], before, anchor)
         self.comparisons[cell.id], self.bases[cell.id] = found.comparison, found.base
-        self.journal.append("compared", cell=cell.id, compared=to_json(found))
+        self.journal.append("compared", cell=cell.id, beside=self.version.tag, compared=to_json(found))
 
     def _compared(self, cell: Cell, shown: Shown, before: Shown, anchor: list[quality.Answers] | None) -> _Compared:
         for item in before.values():
@@ -212,8 +248,10 @@ class _Comparing:
         found: dict[str, list[Launch]] = {}
         for name, cells in todo.items():
             if cells:
-                share = len(cells) / total
-                found[name] = self._play(screening_of(name), "measure", share, cells, suite.launches, solo=True)
+                share = self.share * len(cells) / total
+                found[name] = self._play(
+                    screening_of(name, self.version.tag), "measure", share, cells, suite.launches, solo=True
+                )
                 self._note(cells, found[name], "screened")
                 self._note_control(cells[0], found[name])
         return found
@@ -221,7 +259,7 @@ class _Comparing:
     def decide(self) -> dict[str, list[Launch]]:
         """The suspects, on fresh launches only."""
         found: dict[str, list[Launch]] = {}
-        suspects = gate.suspects(self.comparisons, self.rules)
+        suspects = latency.suspects(self.comparisons, self.rules)
         most = max(stats.MINIMUM_LAUNCHES, int(self.rules.decide_seconds / self._seconds))
         for name, cells in self.blocks.items():
             todo: list[Cell] = []
@@ -239,7 +277,9 @@ class _Comparing:
                 todo.append(cell)
                 launches = max(launches, min(wanted, most))
             if todo:
-                found[name] = self._play(f"{name} decide", "decide", 1.0, todo, launches, solo=False)
+                found[name] = self._play(
+                    f"{name} decide{_suffix(self.version.tag)}", "decide", self.share, todo, launches, solo=False
+                )
                 self._note(todo, found[name], "decided")
         return found
 
@@ -280,7 +320,7 @@ class _Comparing:
     def _note(self, cells: Sequence[Cell], launches: Sequence[Launch], stage: str) -> None:
         """Put what launches say into the comparisons."""
         for cell in cells:
-            before = f"{cell.id}{_BEFORE}"
+            before = self._before(cell)
             comparison = replace(self.comparisons[cell.id], seconds=self._seconds)
             death = next((launch.deaths[before] for launch in launches if before in launch.deaths), None)
             try:
@@ -334,9 +374,13 @@ _CONTROL = ("control@base", "control")
 _HOPELESS = 4
 
 
-def screening_of(block: str) -> str:
-    """What the launches are called in which a block's cells are screened."""
-    return f"{block} screen"
+def screening_of(block: str, tag: str = "base") -> str:
+    """What the launches are called in which a block's cells are screened beside a version."""
+    return f"{block} screen{_suffix(tag)}"
+
+
+def _suffix(tag: str) -> str:
+    return "" if tag == "base" else f" {tag}"
 
 
 def _seed(text: str) -> int:

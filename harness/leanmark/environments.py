@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from leanmark.errors import InvalidInput, NothingToCompare
 from leanmark.prepare.sources import default_store
@@ -37,22 +42,33 @@ def python_of(checkout: Checkout, named: Path | None, suite_folder: Path) -> str
                 do="Install leanmark there, in the version of this one.",
             )
         return str(named.absolute())
-    changed = _changed_locks(checkout, suite_folder)
-    if not changed:
-        return sys.executable
-    return _made(checkout, changed)
+    locks = _locks(checkout, suite_folder)
+    return _made(checkout, locks) if locks else sys.executable
 
 
-def _changed_locks(checkout: Checkout, suite_folder: Path) -> list[Path]:
-    """Lock files of the revision, at its top or beside the suite, that differ from the work tree's."""
+def copied_from(top: Path) -> Iterator[tuple[str, Path]]:
+    """The installed packages that pip copied from folders of a repository, with those folders (PEP 610)."""
+    for package in importlib.metadata.distributions():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            origin = json.loads(package.read_text("direct_url.json") or "{}")
+            folder = Path(unquote(urlsplit(origin["url"]).path)).resolve()
+            if not origin["dir_info"].get("editable") and folder.is_relative_to(top):
+                yield package.name, folder
+
+
+def _locks(checkout: Checkout, suite_folder: Path) -> list[Path]:
+    """The revision's lock files, at its top or beside the suite; none where all of them are the work tree's."""
     names = (*_REQUIREMENTS, *_CONSTRAINTS, *_UV, *_OTHERS)
     found: list[Path] = []
+    changed: list[Path] = []
     for folder in dict.fromkeys((checkout.top, suite_folder.resolve())):
         for name in names:
             own = checkout.counterpart(folder / name)
-            if own is not None and _content(own) != _content(folder / name) and own.is_file():
+            if own is not None and own.is_file():
                 found.append(own)
-    return found
+                changed += [own] if _content(own) != _content(folder / name) else []
+    # Those that are of no use here count only where they tell that something is another.
+    return [lock for lock in found if lock in changed or lock.name not in _OTHERS] if changed else []
 
 
 def _content(path: Path) -> bytes | None:

@@ -14,7 +14,7 @@ from leanmark.declare import suite as suites
 from leanmark.errors import InvalidInput, LeanmarkError, NothingToCompare
 from leanmark.judge import baselines, gate, store
 from leanmark.judge.baselines import Baseline
-from leanmark.judge.gate import Stored
+from leanmark.judge.opponents import Stored
 from leanmark.judgement import Judgement
 from leanmark.measure.environment import read_environment
 from leanmark.planned import Options, find_suite
@@ -41,7 +41,12 @@ def options(
     """What a command line says of a run. Raises InvalidInput where it contradicts itself."""
     if base is not None and baseline is not None:
         raise InvalidInput("a run is measured beside one other version", do="Give either --base or --baseline.")
-    stored = None if baseline is None else baselines.find(baseline, folder or baselines.default_folder()).path
+    if base is None and (base_python is not None or dirty):
+        raise InvalidInput("--base-python and --dirty are for a run beside a revision", do="Name it with --base.")
+    if measure_all and base is None and baseline is None:
+        raise InvalidInput("--measure-all is for a run beside another version", do="Name it: --base or --baseline.")
+    places = folder or baselines.default_folder()
+    stored = None if baseline is None else baselines.find(baseline, places).path
     return Options(
         out,
         tuple(only or ()),
@@ -55,6 +60,7 @@ def options(
         stored,
         dirty,
         measure_all,
+        places,
     )
 
 
@@ -84,7 +90,7 @@ def judge_run(run: Run, baseline: str | None, folder: Path) -> Judgement:
     if not found and not run.bases:
         raise _no_baseline(run.suite, folder)
     beside = {base.id for base in run.bases}
-    stored = [Stored(item.name, item.run) for item in found if item.run.id not in beside]
+    stored = [Stored(item.name, item.run, item.is_pinned) for item in found if item.run.id not in beside]
     return _judged(run, stored)
 
 

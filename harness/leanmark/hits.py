@@ -9,17 +9,26 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
+from collections.abc import Sequence
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 
-MAX_EXAMPLES = 10_000_000
+MAX_EXAMPLES = 10_000_000  # over all seeds
 
 
 def pack(scores: Array) -> str:
     """Scores of 0 and 1, shape (examples,), as a text."""
     bits = np.packbits(scores.astype(bool)).tobytes()
     return f"{len(scores)}:{base64.b64encode(zlib.compress(bits, 9)).decode()}"
+
+
+def unpack_all(texts: Sequence[str]) -> Array:
+    """The scores of every seed, shape (seeds, examples). Raises ValueError as `unpack`, and where seeds differ."""
+    counts = {text.partition(":")[0] for text in texts}
+    if len(counts) != 1 or len(texts) * len(unpack(texts[0])) > MAX_EXAMPLES:
+        raise ValueError("its seeds have other numbers of examples, or more than anything measured has")
+    return np.stack([unpack(text) for text in texts])
 
 
 def unpack(text: str) -> Array:

@@ -70,6 +70,7 @@ class Judgement:
     changes: tuple[Change, ...]
     unjudged: tuple[Unjudged, ...] = ()
     notes: tuple[str, ...] = ()
+    commit: str = ""  # of the run, where it is known
 
     @property
     def findings(self) -> tuple[Change, ...]:

@@ -85,7 +85,10 @@ def score_all(
         assert splits is not None
         examples = split_store.digest(planned.store.splits(splits), "test")
         own = None if cell is reference else anchor
-        yield cell, score(metric, shown[cell.id], own, examples, is_reference=cell is reference)
+        found = score(metric, shown[cell.id], own, examples, is_reference=cell is reference)
+        if found.quality is not None:
+            found = replace(found, quality=replace(found.quality, scored_by=planned.metric_code(cell.workload)))
+        yield cell, found
 
 
 def inspected_before(journal: runs.Journal) -> dict[str, Inspected]:

@@ -181,6 +181,7 @@ class CellItem(_Item):
 
     def runtest(self) -> None:
         """Measure what is selected, if nobody did yet, and say what became of this cell."""
+        from leanmark.judgement import Basis
         from leanmark.results import Status
 
         run, judgement = self.suite().measured()
@@ -189,7 +190,10 @@ class CellItem(_Item):
             pytest.skip("beside a baseline neither controls nor torch eager are measured")
         self._add_benchmark(result)
         if judgement is not None:
-            self.fail_for([change for change in judgement.changes if change.cell == self.cell.id])
+            changes = [change for change in judgement.changes if change.cell == self.cell.id]
+            self.fail_for(changes)
+            if any(change.basis is Basis.SAME for change in changes):
+                return  # nothing needed to be measured
         if result.status.is_failure:
             raise CellFailed(f"{result.status.value}: {result.reason}")
         if result.status in (Status.SKIPPED, Status.NOT_APPLICABLE):

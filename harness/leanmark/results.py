@@ -169,7 +169,8 @@ class Quality:
     difference: Interval | None = None
     answers_changed: float | None = None  # fraction of test examples whose answer differs
     examples: str = ""  # hash of the test examples, in order
-    hits: tuple[str, ...] = ()  # of each seed, which examples scored 1, where scores are 0 or 1; see `quality.pack`
+    hits: tuple[str, ...] = ()  # of each seed, which examples scored 1, where scores are 0 or 1; see `hits.pack`
+    scored_by: str = ""  # hash of the source of a metric of the user's own
 
 
 # A side is noisy when more than this share of its turns was disturbed.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from leanmark.errors import InvalidInput, did_you_mean
 
@@ -41,6 +44,14 @@ class Checkout:
         """Where a file of the work tree lies in the revision; None for files outside of the repository."""
         resolved = path.resolve()
         return self.root / resolved.relative_to(self.top) if resolved.is_relative_to(self.top) else None
+
+    def tracked(self, module: str) -> str:
+        """A file under version control that is the source of a module of this name; empty where there is none."""
+        place = "/".join(module.split("."))
+        patterns = (f":(glob)**/{place}.py", f":(glob)**/{place}/__init__.py")
+        with contextlib.suppress(_GitError):
+            return _git(self.top, "ls-files", "--", *patterns).partition("\n")[0]
+        return ""
 
     def sources(self) -> tuple[Path, ...]:
         """The revision's own folders in place of those that a child process imports from the work tree.
@@ -76,7 +87,8 @@ def checkout(folder: Path, revision: str, *, dirty: bool = False) -> Generator[C
             where=top,
             do="Commit or stash them, or measure them as they are with --dirty.",
         )
-    with tempfile.TemporaryDirectory(prefix="leanmark-base-") as scratch:
+    _clear_up(top)
+    with tempfile.TemporaryDirectory(prefix=f"leanmark-base-{os.getpid()}-") as scratch:
         root = Path(scratch).resolve() / top.name
         try:
             try:
@@ -91,6 +103,17 @@ def checkout(folder: Path, revision: str, *, dirty: bool = False) -> Generator[C
                 shutil.rmtree(root, ignore_errors=True)
                 with contextlib.suppress(_GitError):
                     _git(top, "worktree", "prune")
+
+
+def _clear_up(top: Path) -> None:
+    """Remove worktrees that a run left behind which could not end in its own way."""
+    with contextlib.suppress(_GitError):
+        for line in _git(top, "worktree", "list", "--porcelain").splitlines():
+            found = re.fullmatch(r"worktree (.*/leanmark-base-(\d+)-\w+)/[^/]+", line)
+            if found is not None and not psutil.pid_exists(int(found[2])):
+                with contextlib.suppress(_GitError):
+                    _git(top, "worktree", "remove", "--force", "--force", line.removeprefix("worktree "))
+                shutil.rmtree(found[1], ignore_errors=True)
 
 
 class _GitError(Exception):

@@ -55,7 +55,12 @@ class Allowance:
 
     def covers(self, cell: str, metric: str) -> bool:
         """Whether a finding is one of those, whatever the day is."""
-        return fnmatchcase(cell, self.cell) and self.metric in (None, metric)
+        return fits(cell, self.cell) and self.metric in (None, metric)
+
+
+def fits(cell: str, pattern: str) -> bool:
+    """Whether a cell is the one that is named, or one of those that a pattern as of file names fits."""
+    return cell == pattern or fnmatchcase(cell, pattern)
 
 
 @dataclass(frozen=True)
@@ -69,5 +74,5 @@ class Rules:
 
     def of(self, cell: str) -> Limits:
         """The limits of one cell: of the last pattern that fits it, or the suite's."""
-        fitting = [limits for pattern, limits in self.cells.items() if fnmatchcase(cell, pattern)]
+        fitting = [limits for pattern, limits in self.cells.items() if fits(cell, pattern)]
         return fitting[-1] if fitting else self.limits

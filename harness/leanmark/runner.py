@@ -7,10 +7,12 @@ journal, so that a killed run resumes and loses at most the one in hand.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +31,7 @@ from leanmark.measuring import launches_of, measure_all
 from leanmark.planned import Options, Planned, TrialName, plan_suite
 from leanmark.preparation import describe
 from leanmark.prepare.recipe import Prepared
-from leanmark.preparing import prepare_all
+from leanmark.preparing import look, prepare_all
 from leanmark.processes import kill_all
 from leanmark.progress import Advance, Meter
 from leanmark.results import Base, Run
@@ -56,13 +58,13 @@ def run_suite(name: str, options: Options, advance: Advance) -> tuple[Run, Path]
     meter = Meter(advance, _weights(planned))
     started = time.monotonic()
     try:
-        with (
-            modules.import_path(*planned.paths),
-            versions.beside(planned, options, meter) as version,
-        ):
-            journal = _open_journal(planned, options, version)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(modules.import_path(*planned.paths))
+            planned = look(planned, meter)
+            others = stack.enter_context(versions.beside(planned, options, meter))
+            journal = _open_journal(planned, options, others)
             try:
-                measured = _measure(planned, options, journal, meter, version)
+                measured = _measure(planned, options, journal, meter, others)
                 return _document(planned, journal, *measured, time.monotonic() - started), journal.folder
             except (KeyboardInterrupt, StorageFull) as cause:
                 raise RunStopped(journal.folder, cause) from None
@@ -81,9 +83,9 @@ def _weights(planned: Planned) -> dict[str, float]:
 
 
 def _measure(
-    planned: Planned, options: Options, journal: runs.Journal, meter: Meter, version: Version | None
+    planned: Planned, options: Options, journal: runs.Journal, meter: Meter, others: Sequence[Version]
 ) -> tuple[Findings, tuple[Base, ...], tuple[str, ...]]:
-    """All phases, beside another version where there is one, else beside its own references; and what went wrong."""
+    """All phases, beside other versions where there are any, else beside its own references; and what went wrong."""
     failed: dict[TrialName, Prepared] = {}
     for entry in journal.entries():
         if entry["kind"] == "prepared":
@@ -95,12 +97,11 @@ def _measure(
         journal.append("prepared", cell=name[0], seed=name[1], prepared=to_json(prepared))
 
     prepared = prepare_all(planned, failed, keep, meter)
-    if version is None:
+    if not others:
         findings = measure_all(planned, journal, meter, prepared)
         found = assembly.results(planned.plan, findings)
         return findings, (), assembly.control_warnings(found, findings.launches, _control_tolerance(planned.plan))
-    findings, base, warnings = compare_all(planned, journal, meter, prepared, version, everything=options.measure_all)
-    return findings, (base,), warnings
+    return compare_all(planned, journal, meter, prepared, others, everything=options.measure_all)
 
 
 def _document(
@@ -142,11 +143,11 @@ def _control_tolerance(plan: Plan) -> float:
     return _CONTROL_TOLERANCE if tolerance is None else tolerance
 
 
-def _open_journal(planned: Planned, options: Options, version: Version | None) -> runs.Journal:
+def _open_journal(planned: Planned, options: Options, others: Sequence[Version]) -> runs.Journal:
     """The journal of a new run, or of the one to resume."""
     root = options.out or runs.default_runs()
     suite = planned.plan.suite
-    digest = _digest(planned, options, version)
+    digest = _digest(planned, options, others)
     if options.resume is not None:
         journal = runs.Journal(runs.find_run(options.resume, root, finished=False))
         _check_same_plan(journal, digest)
@@ -171,14 +172,14 @@ def _open_journal(planned: Planned, options: Options, version: Version | None) -
     return journal
 
 
-def _digest(planned: Planned, options: Options, version: Version | None) -> str:
-    """A hash of all that decides what the run will hold: plan, seeds, metrics, data, code, and the other version."""
+def _digest(planned: Planned, options: Options, others: Sequence[Version]) -> str:
+    """A hash of all that decides what the run will hold: plan, seeds, metrics, data, code, and the other versions."""
     suite = planned.plan.suite
     keys = [trial.keys().final for trial in planned.trials().values()]
     metrics = [workload.metric for workload in suite.workloads]
     plan = [to_json(cell) for cell in planned.plan.cells]
     decisive: list[Any] = [plan, keys, metrics, list(suite.seeds), suite.budget_seconds, suite.launches]
-    if version is not None:
+    for version in others:
         decisive += [version.kind, version.id, options.measure_all, to_json(suite.rules), version.code.python]
         decisive += [dict(version.digests), {cell: list(found) for cell, found in version.contents.items()}]
         decisive += [planned.code_of(cell) for cell in planned.plan.cells]

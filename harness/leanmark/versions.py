@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +16,14 @@ from leanmark.graphs import external_locations
 from leanmark.jsonable import from_json
 from leanmark.judge import baselines
 from leanmark.judge.baselines import Baseline
+from leanmark.measure.environment import read_environment
 from leanmark.planned import Options, Planned
 from leanmark.preparation import Preparation
 from leanmark.prepare.recipe import Prepared
 from leanmark.processes import Code, Done, Job, Progress, run_jobs
 from leanmark.progress import Meter
 from leanmark.registry import Workload
-from leanmark.results import Result, Status
+from leanmark.results import SCHEMA_VERSION, Result, Status
 from leanmark.revisions import Checkout
 from leanmark.rules import Rules
 from leanmark.stages import Artifact, TorchModel
@@ -35,7 +37,8 @@ class Version:
 
     results: what is known of its cells before anything is measured. contents: the artifacts of those
     that can be run, one a seed, by content hash in the store. code: what runs them; digests: hashes of
-    that by cell. problems: why a cell cannot be run, where there is more to say than that there is none.
+    that by cell. tag: what its sides are called after their cells. problems: why a cell cannot be run,
+    where there is more to say than that there is none.
     """
 
     kind: Literal["revision", "baseline"]
@@ -46,25 +49,44 @@ class Version:
     code: Code
     digests: Mapping[str, str]
     rules: Rules = field(default_factory=Rules)
+    tag: str = "base"
     notes: tuple[str, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @contextlib.contextmanager
-def beside(planned: Planned, options: Options, meter: Meter) -> Generator[Version | None]:
-    """What a run is measured beside, for as long as this lasts; None where it is measured by itself."""
+def beside(planned: Planned, options: Options, meter: Meter) -> Generator[tuple[Version, ...]]:
+    """What a run is measured beside, for as long as this lasts; nothing where it is measured by itself.
+
+    The second, where there is one, is the pinned baseline: drift that each change keeps within the tolerance
+    shows against it.
+    """
     if options.base is not None:
-        with _of_revision(planned, options, meter) as version:
-            yield version
+        with _of_revision(planned, options, meter) as (version, checkout):
+            yield version, *_anchor(planned, _as_of(checkout, options.baselines))
     elif options.baseline is not None and planned.beside:
-        yield _of_baseline(planned, options.baseline)
+        version = _of_baseline(planned, baselines.read(options.baseline))
+        yield version, *(item for item in _anchor(planned, options.baselines) if item.id != version.id)
     else:
-        yield None
+        yield ()
 
 
-def _of_baseline(planned: Planned, path: Path) -> Version:
+def _as_of(checkout: Checkout, folder: Path | None) -> Path | None:
+    """A folder as the base has it, so that a change cannot do away with what it is judged by."""
+    own = None if folder is None else checkout.counterpart(folder)
+    return folder if own is None else own
+
+
+def _anchor(planned: Planned, folder: Path | None) -> Iterator[Version]:
+    """The pinned baseline of the suite, if it carries its artifacts. Raises InvalidInput for one that is damaged."""
+    machine = read_environment()["machine_class"] if folder is not None and folder.is_dir() else ""
+    for item in baselines.fitting(planned.plan.suite.name, machine, folder) if folder is not None else ():
+        if item.is_pinned and item.artifacts is not None:
+            yield replace(_of_baseline(planned, item), tag="anchor")
+
+
+def _of_baseline(planned: Planned, baseline: Baseline) -> Version:
     """A baseline that carries its artifacts. Raises InvalidInput."""
-    baseline = baselines.read(path)
     contents, problems = _unpacked(planned, baseline)
     return Version(
         "baseline",
@@ -130,7 +152,7 @@ def _distrust(artifact: Artifact, workload: Workload) -> str:
 
 
 @contextlib.contextmanager
-def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[Version]:
+def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[tuple[Version, Checkout]]:
     """The revision that the options name, prepared by its own code; its work tree is there for as long as this lasts.
 
     Raises InvalidInput where there is no such revision, NothingToCompare where it cannot be prepared.
@@ -148,24 +170,37 @@ def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[
             raise NothingToCompare(f"{options.base} has no {suite.file.relative_to(checkout.top)} yet")
         meter.tell("base", f"{options.base}: environment")
         python = environments.python_of(checkout, options.base_python, suite.folder)
-        code = Code(python, sources=checkout.sources())
+        notes = _notes(planned, checkout) if python == sys.executable else ()
+        code = Code(python, sources=checkout.sources(), folder=_folder(checkout, file))
         preparation = _prepared(planned, options, code, file, meter)
-        yield Version(
+        version = Version(
             "revision",
             options.base,
             checkout.commit,
             {cell.id: _result(preparation, index) for index, cell in enumerate(preparation.cells)},
             _of_same_seeds(preparation, planned.plan.suite.seeds),
-            Code(python, preparation.paths, code.sources),
+            replace(code, paths=preparation.paths),
             preparation.code,
             preparation.rules,
-            _notes(planned, checkout),
+            notes=notes,
         )
+        yield version, checkout
+
+
+def _folder(checkout: Checkout, suite: Path) -> Path | None:
+    """Where the revision's code runs, so that it finds its own files by the paths by which the head's finds its own."""
+    here = checkout.counterpart(Path.cwd())
+    return here if here is None or here.is_dir() else suite.parent
 
 
 def _prepared(planned: Planned, options: Options, code: Code, file: Path, meter: Meter) -> Preparation:
     """What the revision's own code makes of its suite."""
-    message = {"suite": str(file), "only": list(options.only), "jobs": planned.jobs}
+    message = {
+        "suite": str(file),
+        "only": list(options.only),
+        "jobs": planned.jobs,
+        "store": str(planned.store.root),
+    }
     job = Job("base", "leanmark.preparation", message, _LIMIT_SECONDS, threads=1, code=code)
     for event in run_jobs([job], 1):
         if isinstance(event, Progress):
@@ -184,12 +219,12 @@ def _checked(done: Done, name: str) -> Preparation:
     if "error" in done.answer:
         raise NothingToCompare(f"{name} cannot be prepared: {done.answer['error']}", where=done.answer["where"])
     found = done.answer["preparation"]
-    if found.get("protocol") != PROTOCOL_VERSION:
-        raise NothingToCompare(
-            f"the leanmark of {name} speaks version {found.get('protocol')} of the worker protocol, this one "
-            f"{PROTOCOL_VERSION}",
-            do="Let one leanmark measure both: --base-python with an interpreter that has this version.",
-        )
+    for what, spoken in {"protocol": PROTOCOL_VERSION, "schema_version": SCHEMA_VERSION}.items():
+        if found.get(what) != spoken:
+            raise NothingToCompare(
+                f"the leanmark of {name} has {what.replace('_', ' ')} {found.get(what)}, this one {spoken}",
+                do="Let one leanmark measure both: --base-python with an interpreter that has this version.",
+            )
     return from_json(Preparation, found)
 
 
@@ -225,16 +260,32 @@ def _in_common(seeds: tuple[int, ...], others: tuple[int, ...]) -> int:
 
 
 def _notes(planned: Planned, checkout: Checkout) -> tuple[str, ...]:
-    """What a reader must know of how the two versions differ: nothing where a model is not of the repository."""
+    """What a reader must know of code that one interpreter gives both versions.
+
+    Raises NothingToCompare where that is the repository's own: its installed copy would stand for both.
+    """
+    suite = planned.plan.suite
+    for package, folder in environments.copied_from(checkout.top):
+        raise _copied(package, f"was installed from {folder}")
+    named = [name for item in suite.workloads for name in (item.model, item.data, item.metric) if name and ":" in name]
     found: list[str] = []
-    for workload in planned.plan.suite.workloads:
-        if workload.model is None or workload.model.startswith("leanmark."):
+    for reference in dict.fromkeys((*named, *suite.plugins)):
+        module = reference.partition(":")[0]
+        source = None if module.split(".")[0] == "leanmark" else planned.source_of(module)
+        if source is None:
             continue
-        source = planned.source_of(workload.model)
-        installed = source is not None and bool({"site-packages", "dist-packages"} & set(source.parts))
-        if source is not None and (installed or checkout.counterpart(source) is None):
-            found.append(
-                f"{workload.model} is imported from {source}, which is not the work tree's: both versions run the "
-                "same code; install it with pip install -e, or name another interpreter with --base-python"
-            )
+        installed = bool({"site-packages", "dist-packages"} & set(source.parts))
+        if not installed and checkout.counterpart(source) is not None:
+            continue
+        own = checkout.tracked(module)
+        if own:
+            raise _copied(module, f"is imported from {source}, not from {own}")
+        found.append(f"{module} is imported from {source}, which is no part of the repository: both versions run it")
     return tuple(found)
+
+
+def _copied(what: str, how: str) -> NothingToCompare:
+    return NothingToCompare(
+        f"{what} {how} by copying: both versions would run that copy",
+        do="Install it with pip install -e, or name the base's own interpreter with --base-python.",
+    )

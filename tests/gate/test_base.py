@@ -1,6 +1,7 @@
 """A pull request beside its base, in a repository of a user's: what got worse fails, what did not passes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -121,6 +122,44 @@ def test_every_kind_of_change_is_found_and_named(project: Project):
 
 
 @pytest.mark.slow
+def test_a_file_that_the_model_reads_is_part_of_it(project: Project):
+    """The source is the same in both; each version reads the file of its own, by a path from where it runs."""
+    (project.folder / "beyond.txt").write_text("99.0")
+    project.change("net.py", "WRONG_BEYOND = 99.0", 'WRONG_BEYOND = float(open("beyond.txt").read())')
+    project.commit("read from a file")
+    project.git("tag", "--force", "one")
+    assert gated(project)["exit_code"] == 0
+    (project.folder / "beyond.txt").write_text("2.05")
+    project.commit("another file")
+    found = gated(project)
+    assert found["exit_code"] == 1
+    assert verdicts(found, "fp32")["quality"] == "regressed"
+    (difference,) = (
+        item["change"]["value"]
+        for item in found["changes"]
+        if (item["cell"], item["metric"]) == (CELL.format("fp32"), "quality")
+    )
+    assert difference == pytest.approx(-0.02, abs=0.01), "the base read its own file"
+
+
+@pytest.mark.slow
+def test_both_versions_are_scored_by_one_metric(project: Project):
+    right = "\n\ndef right(outputs, targets):\n    return (outputs.argmax(axis=1) == targets) * 1.0\n"
+    (project.folder / "net.py").write_text((project.folder / "net.py").read_text() + right)
+    project.change("mine.yaml", 'data: "net:splits"}', 'data: "net:splits", metric: "net:right"}')
+    project.commit("a metric of its own")
+    project.git("tag", "--force", "one")
+    project.change("net.py", "* 1.0\n", "* 0.5\n")
+    project.commit("a stricter metric")
+    found = gated(project)
+    assert found["exit_code"] == 0
+    (quality,) = (
+        item for item in found["changes"] if (item["cell"], item["metric"]) == (CELL.format("zero"), "quality")
+    )
+    assert (quality["verdict"], quality["before"], quality["after"]) == ("unchanged", 0.5, 0.5)
+
+
+@pytest.mark.slow
 def test_cells_that_are_gone_and_new(project: Project, second: Change):
     second("mine.yaml", "plain: [mine.plain]", "other: [mine.plain]")
     found = gated(project)
@@ -146,6 +185,28 @@ def test_a_revision_that_is_not_there(project: Project):
     assert "Did you mean 'main'?" in said
     assert "there is no revision '--help'" in refused(project, 2, "--base=--help")
     assert project.state() == before
+
+
+def test_what_a_killed_run_left_is_cleared_away(project: Project, tmp_path: Path):
+    """Its worktree, and no other's."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = tmp_path / f"leanmark-base-{ended.pid}-abc" / "repository"
+    alive = tmp_path / f"leanmark-base-{os.getpid()}-abc" / "repository"
+    for place in (left, alive):
+        project.git("worktree", "add", "--quiet", "--detach", str(place), "one")
+    done = project.leanmark("gate", "mine.yaml", "--base", "one", "--only", "fp32")
+    assert done.returncode == 0, done.stderr
+    assert not left.parent.exists()
+    assert alive.exists()
+    assert str(left) not in project.git("worktree", "list")
+
+
+def test_options_that_mean_nothing_here(project: Project):
+    for arguments in (("--dirty",), ("--measure-all",), ("--base-python", "/bin/false")):
+        done = project.leanmark("run", "mine.yaml", *arguments)
+        assert done.returncode == 2, done.stdout
+        assert arguments[0] in done.stderr
 
 
 def test_a_dirty_work_tree(project: Project):
@@ -197,6 +258,30 @@ def test_a_lock_file_that_differs_needs_an_environment_of_its_own(project: Proje
     assert "poetry.lock of one differs" in said
     assert "--base-python" in said
     assert "cannot run leanmark" in refused(project, 2, "--base", "one", "--base-python", "/bin/false")
+
+
+def test_a_package_that_was_installed_by_copying_cannot_be_both(project: Project, second: Change, tmp_path: Path):
+    """What would run for the base is the head's copy, so there is nothing to compare."""
+    installed = tmp_path / "site-packages"
+    for folder in (installed / "pkg", project.folder / "src" / "pkg"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        shutil.copy(project.folder / "net.py", folder / "net.py")
+    second("mine.yaml", '"net:build"', '"pkg.net:build"')
+    said = refused(project, 4, "--base", "HEAD", PYTHONPATH=str(installed))
+    assert "pkg.net is imported from" in said
+    assert "not from src/pkg/net.py by copying" in said
+    assert "pip install -e" in said
+    # So does whatever pip notes to have copied from here, though the suite does not name it.
+    project.git("reset", "--quiet", "--hard", "one")
+    noted = installed / "other-1.0.dist-info"
+    noted.mkdir()
+    (noted / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (noted / "direct_url.json").write_text(json.dumps({"url": project.folder.as_uri(), "dir_info": {}}))
+    assert "other was installed from" in refused(project, 4, "--base", "HEAD", PYTHONPATH=str(installed))
+    (noted / "direct_url.json").write_text(json.dumps({"url": project.folder.as_uri(), "dir_info": {"editable": True}}))
+    done = project.leanmark("gate", "mine.yaml", "--base", "HEAD", PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

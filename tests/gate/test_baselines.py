@@ -47,6 +47,15 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(stored))
 
 
+def runs(project: Project) -> list[Path]:
+    return [path.parent for path in (project.folder / "leanmark-runs").glob("*/run.json")]
+
+
+def bases(run: Path) -> list[dict[str, Any]]:
+    """What a run was measured beside."""
+    return json.loads((run / "run.json").read_text())["leanmark"]["bases"]
+
+
 def test_a_baseline_is_small_readable_and_listed(project: Project):
     path = baseline(project)
     text = path.read_text()
@@ -90,12 +99,8 @@ def test_artifacts_are_run_again_beside_the_head(project: Project):
     assert by_cell[CELL.format("plain"), "cell"]["basis"] == "nothing to measure"
     changed = by_cell[CELL.format("zero"), "quality"]
     assert (changed["basis"], changed["verdict"]) == ("the same examples", "unchanged")
-    (run,) = (
-        path
-        for path in (project.folder / "leanmark-runs").iterdir()
-        if (path / "run.json").exists() and json.loads((path / "run.json").read_text())["leanmark"]["bases"]
-    )
-    (base,) = json.loads((run / "run.json").read_text())["leanmark"]["bases"]
+    (run,) = (folder for folder in runs(project) if bases(folder))
+    (base,) = bases(run)
     assert base["comparisons"][CELL.format("zero")]["answers_changed"] == 0
 
 
@@ -126,6 +131,32 @@ def test_a_pinned_baseline_stays_and_is_always_compared_with(project: Project):
     damaged = project.leanmark("gate", "latest")
     assert damaged.returncode == 2, "an anchor that cannot be read is not passed over"
     assert "is no whole baseline" in damaged.stderr
+
+
+def test_a_pinned_baseline_is_measured_beside_a_revision_too(project: Project):
+    """What it carries is run as a third version, so that slow drift shows."""
+    path = baseline(project)
+    assert project.leanmark("baseline", "pin", path.stem).returncode == 0
+    pinned = path.with_name(f"{path.stem}.pinned.json").stem
+    project.change("steps.py", "SHARE = 0.5", "SHARE = 0.6")
+    project.commit("an anchor, and one cell that has moved away from it")
+    project.change("steps.py", 'today")\n', 'today")\n    model.module.wide.bias.data[0] = 0\n')
+    done = project.leanmark("gate", "mine.yaml", "--base", "HEAD", "--dirty", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert [name.partition(" ")[0] for name in found["against"]] == ["HEAD", pinned]
+    by_cell = {(item["cell"], item["metric"], item["against"]): item for item in found["changes"]}
+    assert by_cell[CELL.format("plain"), "quality", pinned]["basis"] == "the same examples"
+    assert by_cell[CELL.format("fp32"), "cell", pinned]["basis"] == "nothing to measure"
+    (run,) = (folder for folder in runs(project) if len(bases(folder)) == 2)
+    assert bases(run)[1]["comparisons"][CELL.format("plain")]["answers_changed"] == 0
+    # What the change did not touch was judged when it was last touched.
+    assert [(item["cell"], item["metric"]) for item in found["unjudged"]] == [(CELL.format("zero"), "cell")]
+    # The base's anchor counts: a change cannot do away with it.
+    for file in path.parent.iterdir():
+        file.unlink()
+    again = project.leanmark("gate", "mine.yaml", "--base", "HEAD", "--dirty", "--json")
+    assert json.loads(again.stdout)["against"] == found["against"]
 
 
 def test_reading_two_runs_side_by_side(project: Project):

@@ -8,93 +8,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from judge.documents import (
+    ELSEWHERE,
+    NAME,
+    TODAY,
+    beside,
+    quality,
+    ratio,
+    result,
+    run,
+    stored,
+    the,
+    timing,
+)
 from leanmark import hits, stats
 from leanmark.errors import InvalidInput
-from leanmark.judge.gate import Stored, decision_level, judge, suspects
+from leanmark.judge.gate import judge
+from leanmark.judge.latency import suspects
+from leanmark.judge.metrics import at_level
+from leanmark.judge.opponents import Stored, decision_level
 from leanmark.judgement import Basis, Change, Judgement
 from leanmark.results import (
     Base,
-    Cell,
     Comparison,
     Footprint,
     Interval,
-    Quality,
-    Result,
     Role,
-    Run,
     Status,
-    Target,
-    Timing,
     Verdict,
 )
 from leanmark.rules import Allowance, Limits, Rules
-
-TODAY = date(2026, 3, 2)
-NO_RULES = Rules()
-HERE, ELSEWHERE = {"machine_class": "aaa"}, {"machine_class": "bbb"}
-NAME = "net/int8/cpu-onnxruntime-t1-b1"
-
-
-def ratio(percent: float, error_percent: float, launches: int = 24) -> Interval:
-    """A latency ratio so many percent above 1, with a standard error in percent."""
-    return stats.LogRatio(float(np.log1p(percent / 100)), error_percent / 100, launches).interval()
-
-
-def cell(name: str = NAME, role: Role = Role.VARIANT) -> Cell:
-    workload, recipe, _ = name.split("/")
-    return Cell(name, workload, recipe, (), Target(), f"{workload}/cpu-onnxruntime-t1-b1", role)
-
-
-def quality(right: int, of: int = 1000, *, metric: str = "accuracy", examples: str = "e") -> Quality:
-    scores = np.zeros(of)
-    scores[:right] = 1
-    return Quality(metric, stats.wilson(right, of), (right / of,), None, None, examples, (hits.pack(scores),))
-
-
-def timing(median: float) -> Timing:
-    return Timing(1000, 8, median, median, None, None, None, 1 / median, 1.0, 0.0)
-
-
-def result(
-    name: str = NAME, *, role: Role = Role.VARIANT, percent: float = 0, right: int = 900, size: int = 1000
-) -> Result:
-    return Result(
-        cell(name, role),
-        Status.OK,
-        artifact="f" * 64,
-        against_reference=ratio(percent, 0.2),
-        timing=timing(1e-3),
-        quality=quality(right),
-        footprint=Footprint(100, 100, 100, size, size),
-    )
-
-
-def run(
-    *results: Result, rules: Rules = NO_RULES, environment: dict[str, str] = HERE, bases: tuple[Base, ...] = ()
-) -> Run:
-    return Run(
-        "head", "quick", "", "2026-03-02T09:14:07+00:00", 1.0, "leanmark run", (0,), environment, {}, results,
-        rules=rules, bases=bases,
-    )  # fmt: skip
-
-
-def beside(head: Result, comparison: Comparison, *, before: Result | None = None, rules: Rules = NO_RULES) -> Judgement:
-    """The verdicts on one cell that was measured beside a revision."""
-    known = () if before is None else (before,)
-    base = Base("revision", "main", "0123456789abcdef", known, {NAME: comparison}, rules)
-    return judge(run(head, rules=rules, bases=(base,)), [], TODAY)
-
-
-def stored(head: Result, before: Result, *, rules: Rules = NO_RULES, environment: dict[str, str] = HERE) -> Judgement:
-    """The verdicts on one cell by a stored baseline."""
-    return judge(
-        run(head, rules=rules), [Stored("quick-aaa", run(before, rules=rules, environment=environment))], TODAY
-    )
-
-
-def the(judgement: Judgement, metric: str) -> Change:
-    return next(change for change in judgement.changes if change.metric == metric)
-
 
 # --- measured side by side ------------------------------------------------------
 
@@ -370,3 +313,37 @@ def test_any_text_is_hits_or_refused(text: str):
     except ValueError:
         return
     assert set(np.unique(found)) <= {0.0, 1.0}
+
+
+# --- quality among many cells -----------------------------------------------------
+
+
+@given(st.floats(-0.5, 0.5), st.floats(1e-4, 0.2), st.floats(1e-4, 0.2), st.floats(0.5, 0.9999))
+def test_a_stricter_level_widens_and_a_laxer_one_narrows(value: float, below: float, above: float, level: float):
+    interval = Interval(value, value - below, value + above, stats.LEVEL, 500, "paired")
+    other = at_level(interval, level)
+    assert (other.low <= interval.low) == (level >= stats.LEVEL) or other.low == pytest.approx(interval.low)
+    back = at_level(other, stats.LEVEL)
+    assert (back.low, back.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_among_many_cells_that_answer_otherwise_one_loss_must_be_clearer():
+    """A loss that one cell alone would show does not stand out among forty."""
+    names = [f"net/r{number}/cpu-onnxruntime-t1-b1" for number in range(40)]
+    lost = Interval(-0.02, -0.038, -0.002, 0.95, 500, "paired")
+    moved = Comparison(quality=Interval(0.0, -0.004, 0.004, 0.95, 500, "paired"), answers_changed=0.01)
+    worse = Comparison(quality=lost, answers_changed=0.1)
+
+    def found_among(count: int) -> Change:
+        comparisons = dict.fromkeys(names[:count], moved) | {names[0]: worse}
+        base = Base("revision", "main", "0123456789", tuple(map(result, names)), comparisons)
+        judgement = judge(run(*map(result, names), bases=(base,)), [], TODAY)
+        return next(item for item in judgement.changes if (item.cell, item.metric) == (names[0], "quality"))
+
+    alone, among = found_among(1), found_among(40)
+    assert (alone.verdict, among.verdict) == (Verdict.REGRESSED, Verdict.INCONCLUSIVE)
+    assert alone.change is not None
+    assert among.change is not None
+    assert alone.change.high == pytest.approx(lost.high)
+    assert among.change.high > 0
+    assert int(among.wanted.split()[0].replace(",", "")) > 500

@@ -63,7 +63,7 @@ def telling(path: Path) -> Generator[None]:
                 "the disk is full", where=path, do="Free some space, then resume; what was measured is kept."
             ) from error
         raise InvalidInput(
-            f"cannot be written: {error.strerror}", where=path, do="Choose another folder with --out."
+            f"cannot be written: {error.strerror}", where=path, do="Choose another folder, or mend its permissions."
         ) from error
 
 

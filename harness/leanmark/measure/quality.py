@@ -76,15 +76,33 @@ def _ask_answers(worker: Worker) -> tuple[Answers, int]:
     """What a worker answers on the test split, and its peak resident size in bytes. Raises SideError."""
     message = worker.ask(ANSWER_TIMEOUT_SECONDS, op="answers")
     outputs = tuple(message[f"output_{index}"] for index in range(message["outputs"]))
+    return _with_scores(Answers(outputs, message.get("targets")), message), message["rss_peak_bytes"]
+
+
+def rescore(side: Side, answers: Answers) -> Answers:
+    """The answers that another side gave, scored by this one's metric: what it made of them itself does not count.
+
+    Raises SideError.
+    """
+    worker = Worker(side)
+    try:
+        arrays = {"output_0": answers.outputs[0]}
+        if answers.targets is not None:
+            arrays["targets"] = answers.targets
+        return _with_scores(answers, worker.ask(ANSWER_TIMEOUT_SECONDS, arrays, op="score", metric=side.metric))
+    finally:
+        worker.close()
+
+
+def _with_scores(answers: Answers, message: Mapping[str, Any]) -> Answers:
+    """With what a metric of the user's own said of them; other metrics need no process."""
     score = message.get("score")
-    answers = Answers(
-        outputs,
-        message.get("targets"),
-        message.get("scores"),
-        None if score is None else float(score[0]),
-        message.get("replicates"),
+    return replace(
+        answers,
+        scores=message.get("scores"),
+        score=None if score is None else float(score[0]),
+        replicates=message.get("replicates"),
     )
-    return answers, message["rss_peak_bytes"]
 
 
 def on_device(worker: Worker) -> OnDevice | None:

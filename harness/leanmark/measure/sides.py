@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmark import registry
+from leanmark.arrays import Array
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
 from leanmark.host import available_memory, pin
 from leanmark.jsonable import from_json
@@ -80,10 +81,10 @@ class Worker:
             raise SideError(Death(Status.FAILED, f"it speaks version {answer['protocol']} of the worker protocol"))
         return from_json(ColdStart, {**answer["cold_start"], "rss_peak_bytes": answer["peak"]})
 
-    def ask(self, timeout: float, **message: Any) -> dict[str, Any]:
+    def ask(self, timeout: float, arrays: Mapping[str, Array] | None = None, **message: Any) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises SideError."""
         try:
-            self.child.channel.send(message)
+            self.child.channel.send(message, arrays)
         except ChannelClosed:
             raise SideError(self.child.death()) from None
         return self._receive(timeout)

@@ -174,6 +174,15 @@ def _wait(begun: int, lasting: float) -> int:
     return now
 
 
+def _scored(message: Message) -> tuple[Message, dict[str, Array]]:
+    """The scores of answers that another process gave."""
+    try:
+        metric = modules.resolve(message["metric"])
+        return {}, _scores(metric, np.array(message["output_0"]), np.array(message.get("targets")))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}, {}
+
+
 def _scores(metric: Any, outputs: Array, targets: Array) -> dict[str, Array]:
     """A score an example, or one score with its bootstrap replicates.
 
@@ -308,7 +317,9 @@ def _serve(channel: Channel, message: Message) -> None:
     side: Side | None = None
     pinned: set[int] | None = None
     while True:
-        if message["op"] == "open":
+        if message["op"] == "score":
+            channel.send(*_scored(message))
+        elif message["op"] == "open":
             try:
                 side = Side(message)
             except Exception as error:

@@ -20,7 +20,7 @@ PERCENT_METRICS: Final = frozenset({"accuracy", "agreement", "top1", "top5"})
 
 # Characters that reorder or hide the text around them (Unicode TR 36, section 2.5).
 _BIDI: Final = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
-_INVISIBLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_INVISIBLE: Final = frozenset({"Cc", "Cn", "Cs", "Zl", "Zp"})  # Cn: such as U+FFFE, which no XML may hold
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""Verdicts on sizes, quality and starts. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from leanmark import hits, stats
+from leanmark.errors import InvalidInput
+from leanmark.judge.opponents import Opponent, decision_level
+from leanmark.judgement import Basis, Change, Unjudged
+from leanmark.results import Comparison, Interval, Quality, Result, Verdict
+
+
+def exact(metric: str, head: Result, before: Result, base: Opponent, tolerance: float | None) -> Iterator[Change]:
+    """By two figures that have no noise."""
+    if tolerance is None or before.footprint is None:
+        return
+    attribute = {"size": "size_bytes", "compressed_size": "compressed_bytes"}.get(metric, metric)
+    after, then = getattr(head.footprint, attribute, None), getattr(before.footprint, attribute)
+    if then is None:
+        return
+    if after is None:
+        yield Change(
+            head.cell.id, metric, Verdict.INCONCLUSIVE, Basis.EXACT, base.name, then, None, None, tolerance,
+            "it was known and is no longer",
+        )  # fmt: skip
+        return
+    change = Change(head.cell.id, metric, Verdict.UNCHANGED, Basis.EXACT, base.name, then, after, None, tolerance)
+    if after == then or then <= 0:
+        yield change if after == then else replace(change, verdict=Verdict.REGRESSED)
+    else:
+        yield point(change, then, after, tolerance)
+
+
+def quality(
+    head: Result, before: Result, comparison: Comparison, base: Opponent, tolerance: float
+) -> Iterator[Change | Unjudged]:
+    """By the answers to the same examples where they are known, else by two scores."""
+    after, then, cell = head.quality, before.quality, head.cell.id
+    if after is None or then is None:
+        if comparison.problem:
+            yield Change(
+                cell, "quality", Verdict.INCONCLUSIVE, Basis.ANSWERS, base.name, tolerance=tolerance,
+                reason=comparison.problem,
+            )  # fmt: skip
+        return
+    if after.metric != then.metric:
+        yield Unjudged(cell, "quality", f"its metric is {after.metric} and was {then.metric}")
+        return
+    if comparison.quality is None and after.scored_by != then.scored_by:
+        yield Change(
+            cell, "quality", Verdict.INCONCLUSIVE, Basis.SCORES, base.name, then.score.value, after.score.value,
+            None, tolerance, f"the code of its metric, {after.metric}, has changed since", "a run beside it (--base)",
+        )  # fmt: skip
+        return
+    basis, difference, moved = _difference(after, then, comparison, same_seeds=base.same_seeds)
+    # Answers that are the same can still be worse by a metric of degrees.
+    same = moved == 0 and difference.value == 0
+    verdict = Verdict.UNCHANGED if same else stats.judge_difference(difference, tolerance)
+    if verdict in (Verdict.REGRESSED, Verdict.IMPROVED):  # among many cells, some move so far by chance
+        difference = at_level(difference, base.quality_level)
+        verdict = stats.judge_difference(difference, tolerance)
+    # Both figures by one yardstick: `agreement` is with one reference in each version's own run, with another here.
+    score = then.score.value + difference.value if comparison.quality is not None else after.score.value
+    change = Change(cell, "quality", verdict, basis, base.name, then.score.value, score, difference, tolerance)
+    if verdict is Verdict.INCONCLUSIVE:
+        examples = stats.deciding_examples(difference, tolerance)
+        wanted = (
+            "no number of examples: it lies on the tolerance" if examples is None else f"{examples:,} test examples"
+        )
+        lost = abs(difference.value) > tolerance
+        reason = "the interval reaches over zero" if lost else "the interval reaches over a limit of the tolerance"
+        change = replace(change, reason=reason, wanted=wanted)
+    yield change
+
+
+def _difference(
+    after: Quality, then: Quality, comparison: Comparison, *, same_seeds: bool
+) -> tuple[Basis, Interval, float | None]:
+    """How quality changed, what that rests on, and 0 where not one answer did."""
+    if comparison.quality is not None:
+        return Basis.ANSWERS, comparison.quality, comparison.answers_changed
+    alike = same_seeds and after.examples and after.examples == then.examples
+    if alike and len(after.hits) == len(then.hits) > 0:
+        try:
+            own, other = (hits.unpack_all(item.hits) for item in (after, then))
+            return Basis.ANSWERS, stats.paired_difference(own, other), 0.0 if after.hits == then.hits else None
+        except ValueError:  # a document that was edited: what it says of its scores is what is left
+            pass
+    reach = math.hypot(after.score.high - after.score.low, then.score.high - then.score.low) / 2
+    value, count = after.score.value - then.score.value, min(after.score.n, then.score.n)
+    interval = Interval(value, value - reach, value + reach, after.score.level, count, "two intervals, not paired")
+    return Basis.SCORES, interval, None
+
+
+def at_level(difference: Interval, level: float) -> Interval:
+    """An interval of a difference as it is at another level, its reach taken for that of a normal distribution."""
+    wider = stats.normal(0.5 + level / 2) / stats.normal(0.5 + difference.level / 2)
+    low, high = (difference.value + wider * (end - difference.value) for end in (difference.low, difference.high))
+    return replace(difference, low=low, high=high, level=level)
+
+
+def starts(
+    metric: str, cell: str, interval: Interval | None, base: Opponent, tolerance: float | None
+) -> Iterator[Change | Unjudged]:
+    """By pairs of starts, in fresh processes; a document's single ones tell nothing."""
+    if tolerance is None:
+        return
+    if not base.measured:
+        yield Unjudged(cell, metric, "single starts of two runs say nothing; measure with --base")
+        return
+    change = Change(cell, metric, Verdict.INCONCLUSIVE, Basis.STARTS, base.name, tolerance=tolerance)
+    if interval is None:
+        yield replace(change, reason="it was not measured")
+        return
+    count = sum(getattr(item, metric) is not None for item in base.comparisons.values())
+    ratio, level = log_ratio(interval, cell), decision_level(count)
+    verdict = stats.judge(ratio, tolerance, level)
+    unsure = verdict is Verdict.INCONCLUSIVE
+    yield replace(
+        change,
+        verdict=verdict,
+        change=ratio.interval(level),
+        reason="the interval reaches over a limit of the tolerance" if unsure else "",
+        wanted="a larger tolerance, or a quieter machine" if unsure else "",
+    )
+
+
+def point(change: Change, before: float, after: float, tolerance: float) -> Change:
+    """The verdict on two figures without intervals."""
+    ratio = after / before
+    verdict = Verdict.UNCHANGED
+    if ratio > 1 + tolerance:
+        verdict = Verdict.REGRESSED
+    elif ratio < 1 / (1 + tolerance):
+        verdict = Verdict.IMPROVED
+    return replace(change, verdict=verdict, change=Interval(ratio, ratio, ratio, 1.0, 1, "no interval"))
+
+
+def log_ratio(interval: Interval, cell: str) -> stats.LogRatio:
+    """What an interval of a document says of a cell. Raises InvalidInput for one that no measurement gives."""
+    try:
+        return stats.log_ratio(interval)
+    except ValueError as error:
+        raise InvalidInput(
+            f"a document holds {error}", where=cell, do="It was edited or damaged; measure again."
+        ) from error
