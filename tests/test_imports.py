@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,21 @@ def test_quick_commands_import_no_torch(arguments: list[str]):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_judging_documents_imports_no_torch(tmp_path: Path):
+    from judge.documents import result
+    from judge.documents import run as made
+    from leanmark.judge import baselines, store
+
+    run = replace(made(result(), result("net/fp32/cpu-onnxruntime-t1-b1")), id="one", complete=True)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    store.write_run(tmp_path / "runs" / "one", run, {})
+    saved = baselines.save(run, tmp_path / "baselines")
+    for arguments in (["gate", "one"], ["compare", "one", saved.name], ["baseline", "list"]):
+        where = ["--baselines", str(tmp_path / "baselines")]
+        where += [] if arguments[0] == "baseline" else ["--out", str(tmp_path / "runs")]
+        test_quick_commands_import_no_torch([*arguments, *where])
 
 
 def test_a_measuring_process_imports_only_what_it_runs():

@@ -1,6 +1,7 @@
 """What `leanmark init` and the action give a repository: it works, and it trusts nobody who need not be trusted."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -91,13 +92,15 @@ def test_who_runs_foreign_code_may_write_nothing(path: Path):
 
 
 SCRIPTS = [(STARTERS / "gate.yml", "comment.md"), (ROOT / "action.yml", "leanmark.md")]
+MINE, OTHERS = "<!-- gate/judge -->", "<!-- other/judge -->"
+COMMENTS = [
+    {"id": 1, "user": {"type": "User"}, "body": f"<!-- leanmark gate mine -->\n{MINE}\nnot by the job"},
+    {"id": 2, "user": {"type": "Bot"}, "body": f"<!-- leanmark gate other -->\n{OTHERS}\n### Passed"},
+    {"id": 3, "user": {"type": "Bot"}, "body": f"<!-- leanmark gate mine -->\n{MINE}\n### Passed"},
+]
 PLAY = """
 const calls = [];
-const comments = [
-  {id: 1, user: {type: "User"}, body: "<!-- leanmark gate mine -->\\nmine"},
-  {id: 2, user: {type: "Bot"}, body: "<!-- leanmark gate other -->\\n### Passed"},
-  {id: 3, user: {type: "Bot"}, body: "<!-- leanmark gate mine -->\\n### Passed"},
-].slice(0, Number(process.argv[2]));
+const comments = JSON.parse(process.argv[2]);
 const rest = {issues: {
   listComments: null,
   updateComment: async ({comment_id, body}) => calls.push([comment_id, body]),
@@ -106,6 +109,7 @@ const rest = {issues: {
 const github = {rest, paginate: async () => comments};
 const context = {
   repo: {owner: "o", repo: "r"}, issue: {number: 7}, serverUrl: "https://example.org", runId: 5,
+  workflow: "gate", job: "judge",
 };
 (async () => { SCRIPT })().then(() => console.log(JSON.stringify(calls)));
 """
@@ -116,20 +120,25 @@ const context = {
 def test_the_comment_is_replaced_and_withdrawn(path: Path, file: str, tmp_path: Path):
     (script,) = (step["with"]["script"] for step in steps(path) if "script" in step.get("with", {}))
     (tmp_path / "play.cjs").write_text(PLAY.replace("SCRIPT", script))
+    (tmp_path / "temp").mkdir()
 
-    def played(comments: int) -> list[tuple[int | None, str]]:
-        command = ["node", "play.cjs", str(comments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    def played(comments: list[dict[str, Any]]) -> list[tuple[int | None, str]]:
+        command = ["node", "play.cjs", json.dumps(comments)]
+        environment = {**os.environ, "RUNNER_TEMP": str(tmp_path / "temp")}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return [(number, body) for number, body in json.loads(done.stdout)]
 
-    (tmp_path / file).write_text("<!-- leanmark gate mine -->\n### Failed: `mine`\n")
-    assert played(3) == [(3, "<!-- leanmark gate mine -->\n### Failed: `mine`\n")]
-    assert played(2) == [(None, "<!-- leanmark gate mine -->\n### Failed: `mine`\n")]
-    (tmp_path / file).unlink()  # nothing could be judged
-    assert [number for number, _ in played(3)] == [2, 3]
-    assert all("### Not judged" in body and "/actions/runs/5" in body for _, body in played(3))
-    assert played(3)[1][1].startswith("<!-- leanmark gate mine -->\n")
-    assert played(0) == []
+    (tmp_path / "temp" / file).write_text("<!-- leanmark gate mine -->\n### Failed: `mine`\n")
+    shown = f"<!-- leanmark gate mine -->\n{MINE}\n### Failed: `mine`\n"
+    assert played(COMMENTS) == [(3, shown)]
+    assert played(COMMENTS[:2]) == [(None, shown)], "another job's comment stays"
+    (tmp_path / "temp" / file).unlink()  # nothing could be judged
+    (tmp_path / file).write_text("a file of the pull request's own")
+    ((number, body),) = played(COMMENTS)
+    assert number == 3
+    assert body.startswith(f"<!-- leanmark gate mine -->\n{MINE}\n### Not judged")
+    assert "/actions/runs/5" in body
+    assert played(COMMENTS[:2]) == []
 
 
 def test_the_jobs_of_gitlab_are_two():

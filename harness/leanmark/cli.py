@@ -97,7 +97,7 @@ def run(
     elif finished.bases:
         from leanmark.publish.verdicts import print_measured
 
-        print_measured(finished, console)
+        print_measured(finished, folder, console)
     else:
         from leanmark.publish.summary import print_run
 

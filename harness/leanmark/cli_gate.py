@@ -68,18 +68,25 @@ def gate(
     """
     from leanmark import gating
     from leanmark.judge import baselines, store
-    from leanmark.publish import verdicts
+    from leanmark.publish import comment, verdicts
     from leanmark.publish.console import make_console
+    from leanmark.publish.numbers import visible
 
-    console = make_console(stderr=as_json or str(markdown) == "-")
-    resume_commands = _stop_commands() if github else ""
+    printed = as_json or str(markdown) == "-"  # then nothing else goes to standard output
+    if as_json and str(markdown) == "-":
+        raise InvalidInput("--json and --markdown - both print a document", do="Give --markdown a file.")
+    console = make_console(stderr=printed)
+    resume_commands = _stop_commands(err=printed) if github else ""
     where: Path | None = None
+    if baselines.is_baseline(Path(target)):
+        raise InvalidInput("is a baseline, which others are judged by", where=target, do="Name it with --baseline.")
     if store.is_run(target, out or store.default_runs()):
         measuring = (base, base_python, only, budget, launches, jobs, resume, dirty or None, measure_all or None)
         if any(value is not None for value in measuring):
             raise InvalidInput("a stored run is only judged", do="Name its suite to measure it with such options.")
         run = store.read_run(store.find_run(target, out or store.default_runs(), finished=True))
     else:
+        gating.check_target(target, out or store.default_runs())
         places = folder or baselines.default_folder()
         if base is None and baseline is None:
             baseline = gating.default_baseline(target, places)
@@ -96,19 +103,22 @@ def gate(
         typer.echo(json.dumps(verdicts.as_json(judgement), indent=1))
     else:
         verdicts.print_judgement(judgement, console, everything=everything)
-    comment = verdicts.markdown(judgement, pages)
+    text = comment.markdown(judgement, pages)
     if str(markdown) == "-":
-        typer.echo(comment, nl=False)
+        typer.echo(text, nl=False)
     elif markdown is not None:
-        gating.write_outputs([(markdown, comment)])
+        gating.write_outputs([(markdown, text)])
     if junit is not None:
         gating.write_outputs([(junit, verdicts.junit(judgement))])
     if github:
         for line in (resume_commands, *verdicts.workflow_commands(judgement)):
-            typer.echo(line, err=as_json or str(markdown) == "-")
-        gating.append_summary(comment)
+            typer.echo(line, err=printed)
+        gating.append_summary(text)
     if where is not None:
-        page_of(where)  # last: a page that cannot be written costs no verdict
+        try:
+            page_of(where)
+        except InvalidInput as error:  # a page that cannot be written costs no verdict
+            console.print(visible(error.message, 600), soft_wrap=True, highlight=False, markup=False)
     raise typer.Exit(judgement.exit_code)
 
 
@@ -131,7 +141,7 @@ def compare(
         del found["exit_code"]  # it is for reading
         typer.echo(json.dumps(found, indent=1))
     else:
-        verdicts.print_judgement(judgement, make_console(), everything=True)
+        verdicts.print_comparison(judgement, make_console())
 
 
 baselines_app = typer.Typer(
@@ -159,6 +169,8 @@ def save_baseline(
     finished = store.read_run(store.find_run(run, out or store.default_runs(), finished=True))
     saved = gating.save_baseline(finished, folder or baselines.default_folder(), with_artifacts=with_artifacts)
     typer.echo(f"Wrote {saved.path}" + (f" and {saved.artifacts.file}" if saved.artifacts else ""))
+    for remark in gating.remarks(finished):
+        typer.echo(f"! {remark}", err=True)
 
 
 @baselines_app.command("list")
@@ -209,12 +221,18 @@ def init(
 
     for path, written in start(folder, gitlab=gitlab):
         typer.echo(f"{'Wrote' if written else 'Left as it is:'} {path}")
+    typer.echo(
+        "Next: name your model in leanmark.yaml, try it with `leanmark run leanmark.yaml`, keep leanmark-runs/ and "
+        ".leanmark-cache/ out of version control, and commit."
+    )
+    if gitlab:
+        typer.echo("Include the job in .gitlab-ci.yml: include: {local: .gitlab/leanmark.yml}")
 
 
-def _stop_commands() -> str:
+def _stop_commands(*, err: bool) -> str:
     """Keep GitHub from obeying what a run's own texts may hold; returns the line that ends this."""
     token = secrets.token_hex(16)
-    typer.echo(f"::stop-commands::{token}")
+    typer.echo(f"::stop-commands::{token}", err=err)
     return f"::{token}::"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leanmark import stats
@@ -57,6 +57,8 @@ def compare_all(
     warnings: list[str] = []
     for version in versions:
         done = {cell for base in bases for cell, item in base.comparisons.items() if item.same}
+        if version.tag == "anchor" and not version.contents:  # numbers, to be read as such
+            done = {cell.id for cell in planned.plan.cells}
         part = _Comparing(planned, journal, meter, found, version, everything, frozenset(done), 1 / len(versions))
         part.answers()
         launches = part.screen()
@@ -92,7 +94,7 @@ class _Comparing:
         self.planned, self.journal, self.meter, self.findings, self.share = planned, journal, meter, findings, share
         self.version, self.rules = version, planned.plan.suite.rules
         self.warnings: list[str] = []
-        own = describe(planned, findings.prepared)
+        self.own = own = describe(planned, findings.prepared)
         contents = own.contents()
         self.comparisons: dict[str, Comparison] = {}
         self.bases: dict[str, Inspected] = {}
@@ -195,7 +197,8 @@ class _Comparing:
         before = shown.get(self._before(cell))
         if before is None:
             nothing = f"{self.version.name} has nothing of it that runs"
-            found = _Compared(Inspected(), Comparison(problem=self.version.problems.get(cell.id, nothing)))
+            problem, lost = self.version.problems.get(cell.id, nothing), cell.id in self.version.lost
+            found = _Compared(Inspected(), Comparison(problem=problem, lost=lost))
         else:
             found = self._compared(cell, shown[cell.id], before, anchor)
         self.comparisons[cell.id], self.bases[cell.id] = found.comparison, found.base
@@ -270,7 +273,8 @@ class _Comparing:
                 wanted = suspects[cell.id]
                 if wanted is None or wanted > _HOPELESS * most:
                     reason = (
-                        f"deciding about it takes more than the gate's budget of {self.rules.decide_seconds:g} s a side"
+                        f"deciding about it takes more than {self.rules.decide_seconds:g} s of turns a side, which "
+                        "the suite's gate has for that"
                     )
                     self.comparisons[cell.id] = replace(self.comparisons[cell.id], problem=reason)
                     continue
@@ -356,7 +360,16 @@ class _Comparing:
         """The other version, with what was seen of it."""
         version = self.version
         results = tuple(self._seen(result) for result in version.results.values())
-        return Base(version.kind, version.name, version.id, results, self.comparisons, version.rules, version.notes)
+        notes = (*version.notes, *self._scored_otherwise())
+        return Base(version.kind, version.name, version.id, results, self.comparisons, version.rules, notes)
+
+    def _scored_otherwise(self) -> Iterator[str]:
+        """Where a change brings a metric or test data of its own, by which it then looks good."""
+        for workload, (metric, examples) in self.own.scoring.items():
+            before = self.version.scoring.get(workload, (metric, examples))
+            for what, here, there in (("metric", metric, before[0]), ("test examples", examples, before[1])):
+                if here != there:
+                    yield f"{workload}: the {what} changed; {self.version.name} was judged by the new one too"
 
     def _seen(self, result: Result) -> Result:
         seen, head = self.bases.get(result.cell.id), self.inspected.get(result.cell.id)

@@ -52,7 +52,7 @@ def copied_from(top: Path) -> Iterator[tuple[str, Path]]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             origin = json.loads(package.read_text("direct_url.json") or "{}")
             folder = Path(unquote(urlsplit(origin["url"]).path)).resolve()
-            if not origin["dir_info"].get("editable") and folder.is_relative_to(top):
+            if not origin.get("dir_info", {}).get("editable") and folder.is_relative_to(top):
                 yield package.name, folder
 
 
@@ -67,8 +67,9 @@ def _locks(checkout: Checkout, suite_folder: Path) -> list[Path]:
             if own is not None and own.is_file():
                 found.append(own)
                 changed += [own] if _content(own) != _content(folder / name) else []
-    # Those that are of no use here count only where they tell that something is another.
-    return [lock for lock in found if lock in changed or lock.name not in _OTHERS] if changed else []
+    # Those of other tools count only where they tell that something is another.
+    apart = (*_OTHERS, *_UV)
+    return [lock for lock in found if lock in changed or lock.name not in apart] if changed else []
 
 
 def _content(path: Path) -> bytes | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from leanmark.declare import suite as suites
-from leanmark.errors import InvalidInput, LeanmarkError, NothingToCompare
+from leanmark.errors import InvalidInput, NothingToCompare
 from leanmark.judge import baselines, gate, store
 from leanmark.judge.baselines import Baseline
 from leanmark.judge.opponents import Stored
@@ -20,7 +19,7 @@ from leanmark.measure.environment import read_environment
 from leanmark.planned import Options, find_suite
 from leanmark.prepare.artifacts import Store
 from leanmark.prepare.sources import default_store
-from leanmark.results import Run
+from leanmark.results import Run, Status
 
 
 def options(
@@ -64,6 +63,26 @@ def options(
     )
 
 
+def check_target(target: str, runs: Path) -> None:
+    """Raises InvalidInput for what is neither a suite nor a run."""
+    try:
+        find_suite(target)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"there is neither a suite '{target}' nor such a run in {runs.absolute()}", do=error.do
+        ) from error
+
+
+def remarks(run: Run) -> Iterator[str]:
+    """What a run that becomes a baseline does not hold."""
+    bad = [result for result in run.results if result.status not in (Status.OK, Status.NOISY)]
+    if bad:
+        shown = ", ".join(f"{result.cell.id} ({result.status.value})" for result in bad[:3])
+        yield f"{len(bad)} of {len(run.results)} cells are not ok, so nothing protects them: {shown}"
+    if run.commit.get("dirty") is True:
+        yield "it was measured with changes that are in no commit"
+
+
 def default_baseline(suite: str, folder: Path) -> str:
     """The stored baseline of a suite that is to be measured here. Raises NothingToCompare where there is none."""
     name = suites.load(find_suite(suite)).name
@@ -104,7 +123,8 @@ def _judged(run: Run, stored: Sequence[Stored]) -> Judgement:
 
 def _chosen(run: Run, named: str | None, folder: Path) -> list[Baseline]:
     machine = str(run.environment.get("machine_class", ""))
-    fitting = baselines.fitting(run.suite, machine, folder)
+    only = bool(run.bases) and named is None
+    fitting = baselines.fitting(run.suite, machine, folder, pinned_only=only)
     pinned = [item for item in fitting if item.is_pinned]
     if named is not None:
         chosen = baselines.find(named, folder)
@@ -116,22 +136,31 @@ def _chosen(run: Run, named: str | None, folder: Path) -> list[Baseline]:
 def compare_runs(first: str, second: str, runs: Path, folder: Path) -> Judgement:
     """What changed from the second to the first, each a run or a baseline. Raises InvalidInput."""
     head, base = (_document(name, runs, folder) for name in (first, second))
+    for name, item in ((first, head), (second, base)):
+        if item.run.bases:
+            raise InvalidInput(
+                f"{name} was measured beside {item.run.bases[0].name}, so it has no ratios of its own",
+                do="`leanmark gate` judges it; to compare runs, run the suite without --base.",
+            )
     if head.run.suite != base.run.suite:
         raise InvalidInput(f"{first} is of the suite '{head.run.suite}', {second} of '{base.run.suite}'")
-    return _judged(replace(head.run, bases=()), [base])
+    return _judged(head.run, [base])
 
 
 def _document(name: str, runs: Path, folder: Path) -> Stored:
     """A run, or, where there is none of that name, a baseline."""
-    try:
+    if store.is_run(name, runs) and not baselines.is_baseline(Path(name)):
         run = store.read_run(store.find_run(name, runs, finished=True))
         return Stored(run.id, run)
-    except LeanmarkError as error:
-        try:
-            baseline = baselines.find(name, folder)
-        except LeanmarkError:
-            raise error from None
-        return Stored(baseline.name, baseline.run)
+    try:
+        baseline = baselines.find(name, folder)
+    except InvalidInput as error:
+        if Path(name).exists():
+            raise
+        raise InvalidInput(
+            f"there is neither a run '{name}' in {runs.absolute()} nor a baseline in {folder.absolute()}", do=error.do
+        ) from None
+    return Stored(baseline.name, baseline.run)
 
 
 def save_baseline(run: Run, folder: Path, *, with_artifacts: bool) -> Baseline:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from leanmark.errors import EXIT_INCONCLUSIVE, EXIT_NOTHING_TO_COMPARE, EXIT_OK, EXIT_REGRESSED
 from leanmark.results import Interval, Verdict
@@ -30,6 +32,7 @@ class Change:
     change: head over base for latency, cold start, memory and sizes, head minus base for quality.
     wanted: what would decide, where the verdict is inconclusive.
     allowed: the reason why a finding does not fail the gate.
+    scored: the name of the metric that quality is of. seconds: of turns a side that a duel took.
     """
 
     cell: str
@@ -44,6 +47,8 @@ class Change:
     reason: str = ""
     wanted: str = ""
     allowed: str = ""
+    scored: str = ""
+    seconds: float | None = None
 
     @property
     def fails(self) -> bool:
@@ -53,11 +58,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A cell, or a metric of one, about which nothing is said, and why."""
+    """A cell, or a metric of one, about which nothing is said, and why. was_fine: it was judged before."""
 
     cell: str
     metric: str
     reason: str
+    against: str = ""
+    was_fine: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Judgement:
     unjudged: tuple[Unjudged, ...] = ()
     notes: tuple[str, ...] = ()
     commit: str = ""  # of the run, where it is known
+    command: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def findings(self) -> tuple[Change, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from leanmark import modules, registry
@@ -11,11 +13,14 @@ from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.host import available_cpus
+from leanmark.jsonable import canonical_json, from_json
 from leanmark.judge import baselines
-from leanmark.prepare.artifacts import Origin, Store, code_hash, make_keys
+from leanmark.prepare.artifacts import Store, code_hash
+from leanmark.prepare.origins import Seen, has_own_code
 from leanmark.prepare.recipe import Prepared, Trial, from_store
 from leanmark.prepare.sources import default_store, source_hash
 from leanmark.processes import Code
+from leanmark.registry import Workload
 from leanmark.results import Cell
 from leanmark.rules import fits
 from leanmark.runtimes import supported
@@ -46,8 +51,8 @@ class Options:
 class Planned:
     """A plan with what is needed to carry it out.
 
-    origins: by workload and seed, what a user's own functions made when they were looked at. broken: by
-    workload, what became of looking where they gave nothing.
+    seen: what a look at the user's own code showed. broken: by workload, what became of that look where
+    its functions gave nothing.
     """
 
     plan: Plan
@@ -56,7 +61,7 @@ class Planned:
     paths: tuple[Path, ...]
     only: tuple[str, ...] = ()  # the texts by which cells were selected
     beside: bool = False  # whether cells are measured beside another version in place of their references
-    origins: Mapping[tuple[str, int], Origin] = field(default_factory=dict[tuple[str, int], Origin])
+    seen: Mapping[str, Seen] = field(default_factory=dict[str, Seen])  # by workload; the plug-ins' under ""
     broken: Mapping[str, Prepared] = field(default_factory=dict[str, Prepared])
 
     @property
@@ -73,15 +78,36 @@ class Planned:
         """What is prepared for a cell with one seed."""
         workload = self.plan.workload(cell.workload)
         lowering = registry.get_runtime(cell.target.runtime).lowering if workload.onnx is None else ()
-        return Trial(workload, cell.steps, seed, lowering, self.origins.get((workload.name, seed)))
+        origin = self._seen(workload.name).origins.get(seed)
+        return Trial(workload, cell.steps, seed, lowering, origin, self._seen("").steps)
+
+    def _seen(self, workload: str) -> Seen:
+        return self.seen.get(workload, Seen())
 
     def cached(self, cell: Cell) -> Prepared | None:
-        """The first seed's preparation, if it lies in the store, going by what the workload's functions made last."""
-        trial = self.trial(cell, self.plan.suite.seeds[0])
-        if trial.origin is None:
-            base = make_keys(trial.workload, (), trial.seed).base
-            trial = replace(trial, origin=self.store.origin(base))
-        return from_store(trial, self.store, checked=False)
+        """The first seed's preparation, if it lies in the store, going by what the user's code was last."""
+        return from_store(self.trial(cell, self.plan.suite.seeds[0]), self.store, checked=False)
+
+    def looked_at(self) -> dict[str, Workload | None]:
+        """Whose code is to be looked at: the workloads that bring their own, and, under "", the plug-ins."""
+        wanted = {cell.workload for cell in self.plan.cells if cell.skip is None}
+        suite = self.plan.suite
+        found = {item.name: item for item in suite.workloads if item.name in wanted and has_own_code(item)}
+        return {**found, **({"": None} if suite.plugins and wanted else {})}
+
+    def memory_key(self, name: str) -> str:
+        """Under which the store remembers what a look at a workload's or the plug-ins' code showed."""
+        suite = self.plan.suite
+        facts = [str(suite.folder), name, suite.plugins if not name else asdict(self.plan.workload(name))]
+        return sha256(canonical_json([*facts, list(suite.seeds)]).encode()).hexdigest()
+
+    def as_remembered(self) -> Planned:
+        """The same, going by what the looks of the last run showed."""
+        seen: dict[str, Seen] = {}
+        for name in self.looked_at():
+            with contextlib.suppress(InvalidInput):
+                seen[name] = from_json(Seen, self.store.recall(self.memory_key(name)))
+        return replace(self, seen=seen)
 
     def source_of(self, reference: str) -> Path | None:
         """The file that holds what "package.module:name" names."""
@@ -90,7 +116,7 @@ class Planned:
 
     def code_of(self, cell: Cell) -> str:
         """Hashes of what runs a cell's artifact; see `code_hash`."""
-        origin = self.origins.get((cell.workload, self.plan.suite.seeds[0]))
+        origin = self._seen(cell.workload).origins.get(self.plan.suite.seeds[0])
         with modules.import_path(*self.paths):
             workload = self.plan.workload(cell.workload)
             return code_hash(workload, cell.target, None if origin is None else origin.structure)
@@ -104,7 +130,8 @@ class Planned:
     def estimate(self) -> Estimate:
         """Expected seconds, knowing what lies in the store."""
         with modules.import_path(*self.paths):
-            return estimate(self.plan, lambda cell: self.cached(cell) is not None, self.jobs)
+            known = self.as_remembered()
+            return estimate(self.plan, lambda cell: known.cached(cell) is not None, self.jobs)
 
 
 def find_suite(name: str) -> Path:

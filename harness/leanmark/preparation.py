@@ -23,11 +23,16 @@ from leanmark.preparing import look, prepare_all
 from leanmark.progress import Meter
 from leanmark.results import SCHEMA_VERSION, Cell
 from leanmark.rules import Rules
+from leanmark.workloads import split_store
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A suite's cells, what became of each with every seed, and by a hash the code that runs it."""
+    """A suite's cells, what became of each with every seed, and by a hash the code that runs it.
+
+    scoring: by workload, hashes of a metric of the user's own and of the test examples. broken: by workload, why
+    its own functions gave nothing. imported, read: files of modules that are not installed, and other files.
+    """
 
     suite: str
     seeds: tuple[int, ...]
@@ -36,6 +41,10 @@ class Preparation:
     code: Mapping[str, str]
     paths: tuple[Path, ...]
     rules: Rules
+    scoring: Mapping[str, tuple[str, str]]
+    broken: Mapping[str, str]
+    imported: tuple[Path, ...]
+    read: tuple[Path, ...]
     protocol: int = PROTOCOL_VERSION
     schema_version: int = SCHEMA_VERSION
 
@@ -53,7 +62,25 @@ def describe(planned: Planned, prepared: Mapping[str, tuple[Prepared, ...]]) -> 
     """What was prepared, as another process can be told."""
     plan = planned.plan
     code = {cell.id: planned.code_of(cell) for cell in plan.cells}
-    return Preparation(plan.suite.name, plan.suite.seeds, plan.cells, prepared, code, planned.paths, plan.suite.rules)
+    scoring: dict[str, tuple[str, str]] = {}
+    for cell in plan.cells:
+        splits = prepared[cell.id][0].splits if cell.id in prepared else None
+        if splits is not None and cell.workload not in scoring:
+            examples = split_store.digest(planned.store.splits(splits), "test")
+            scoring[cell.workload] = (planned.metric_code(cell.workload), examples)
+    return Preparation(
+        plan.suite.name,
+        plan.suite.seeds,
+        plan.cells,
+        prepared,
+        code,
+        planned.paths,
+        plan.suite.rules,
+        scoring,
+        {name: outcome.reason for name, outcome in planned.broken.items()},
+        tuple(path for seen in planned.seen.values() for path in seen.imported),
+        tuple(path for seen in planned.seen.values() for path in seen.read),
+    )
 
 
 def main(descriptor: int) -> None:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 
 from leanmark.declare.plan import trial_seconds
-from leanmark.errors import StorageFull
+from leanmark.errors import InvalidInput, StorageFull
 from leanmark.jsonable import from_json
 from leanmark.planned import Planned, TrialName
-from leanmark.prepare.artifacts import Origin, make_keys
-from leanmark.prepare.origins import has_own_code
+from leanmark.prepare.origins import Seen
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
 from leanmark.processes import Done, Job, Progress, run_jobs
 from leanmark.progress import Meter
@@ -24,35 +23,37 @@ PreparedCells = dict[str, tuple[Prepared, ...]]
 
 
 def look(planned: Planned, meter: Meter) -> Planned:
-    """The plan with what the own functions of its workloads make now, each called once, in a child process."""
+    """The plan with what the user's own code is and makes now, each function called once, in a child process.
+
+    Raises InvalidInput for plug-ins that cannot be imported there.
+    """
     suite = planned.plan.suite
-    wanted = {cell.workload for cell in planned.plan.cells if cell.skip is None}
-    workloads = {item.name: item for item in suite.workloads if item.name in wanted and has_own_code(item)}
     message = {"plugins": list(suite.plugins), "store": str(planned.store.root), "seeds": list(suite.seeds)}
     jobs = [
         Job(
             name,
             "leanmark.prepare.child",
-            {**message, "workload": asdict(workload)},
+            {**message, "workload": None if workload is None else asdict(workload)},
             suite.prepare_timeout_seconds,
             code=planned.code,
         )
-        for name, workload in workloads.items()
+        for name, workload in planned.looked_at().items()
     ]
-    origins: dict[tuple[str, int], Origin] = {}
+    seen: dict[str, Seen] = {}
     broken: dict[str, Prepared] = {}
     for event in run_jobs(jobs, planned.jobs):
         name = event.job.name
-        meter.tell("prepare", f"{name}: its model and data")
+        meter.tell("prepare", f"{name or 'plug-ins'}: what they make")
         if isinstance(event, Progress):
             continue
-        if event.answer is None or "origins" not in event.answer:
+        if event.answer is not None and "seen" in event.answer:
+            seen[name] = from_json(Seen, event.answer["seen"])
+            planned.store.remember(planned.memory_key(name), event.answer["seen"])
+        elif name:
             broken[name] = _outcome(event)
-            continue
-        for seed, found in zip(suite.seeds, event.answer["origins"], strict=True):
-            origins[name, seed] = from_json(Origin, found)
-            planned.store.put_origin(make_keys(workloads[name], (), seed).base, origins[name, seed])
-    return replace(planned, origins=origins, broken=broken)
+        else:
+            raise InvalidInput(f"the plug-ins cannot be imported: {_outcome(event).reason}", where=suite.file)
+    return replace(planned, seen=seen, broken=broken)
 
 
 def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Keep, meter: Meter) -> PreparedCells:

@@ -38,15 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """A suite that was asked for."""
-    if file_path.suffix in (".yaml", ".yml") and _is_asked_for(file_path, parent.config) and _is_suite(file_path):
-        return SuiteFile.from_parent(parent, path=file_path)
+    if file_path.suffix in (".yaml", ".yml"):
+        invocation = parent.config.invocation_params
+        here = invocation.dir.resolve()
+        named = [(here / str(argument).split("::")[0]).resolve() for argument in invocation.args]
+        within = any(item in file_path.parents and item != here for item in named)
+        if file_path in named or (within and _is_suite(file_path)):  # named itself, it may begin with anything
+            return SuiteFile.from_parent(parent, path=file_path)
     return None
-
-
-def _is_asked_for(path: Path, config: pytest.Config) -> bool:
-    invocation = config.invocation_params
-    named = [(invocation.dir / str(argument).split("::")[0]).resolve() for argument in invocation.args]
-    return any(item == path or (item in path.parents and item != invocation.dir.resolve()) for item in named)
 
 
 def _is_suite(path: Path) -> bool:
@@ -63,6 +62,7 @@ class SuiteFile(pytest.File):
     _measured: tuple[Run, Judgement | None] | None = None
     _failure: Exception | None = None
     _cells = 0
+    _suite = ""
 
     def collect(self) -> Iterator[pytest.Item]:
         """An item a cell, and one for what a baseline has and the suite lacks."""
@@ -73,11 +73,22 @@ class SuiteFile(pytest.File):
             planned = plan_suite(str(self.path), Options())
         except LeanmarkError as error:
             raise self.CollectError(error.message) from None
-        self._cells = len(planned.plan.cells)
+        self._cells, self._suite = len(planned.plan.cells), planned.plan.suite.name
         for cell in planned.plan.cells:
             yield CellItem.from_parent(self, name=cell.id, cell=cell)
-        if self.config.getoption("--leanmark-baseline"):
+        if self._baseline() is not None:
             yield BaselineItem.from_parent(self, name="baseline")
+
+    def _baseline(self) -> str | None:
+        """The baseline that was named, where it is this suite's."""
+        from leanmark.errors import LeanmarkError
+        from leanmark.judge.baselines import default_folder, find
+
+        named = self.config.getoption("--leanmark-baseline")
+        try:
+            return named if named and find(named, default_folder()).run.suite == self._suite else None
+        except LeanmarkError:
+            return named  # measuring says what is wrong with it
 
     def measured(self) -> tuple[Run, Judgement | None]:
         """The run of all selected cells, and the verdicts on it where there is a baseline."""
@@ -99,7 +110,10 @@ class SuiteFile(pytest.File):
         if hasattr(self.config, "workerinput"):
             pytest.skip("cells are measured one after the other; run suites without pytest-xdist")
         items = [item for item in self.session.items if isinstance(item, CellItem) and item.parent is self]
-        baseline = self.config.getoption("--leanmark-baseline")
+        baseline = self._baseline()
+        if baseline is None and self.config.getoption("--leanmark-baseline"):
+            other = f"{self._suite} is not judged: the baseline is of another suite"
+            warnings.warn(pytest.PytestWarning(other), stacklevel=1)
         asked = options(
             out=self.config.getoption("--leanmark-runs"),
             only=None if len(items) == self._cells else [item.cell.id for item in items],
@@ -115,9 +129,10 @@ class SuiteFile(pytest.File):
         stretches = stretches_of(run, folder)
         for item in items:
             item.stretches = stretches.get(item.cell.id, [])
-        for warning in run.warnings:
+        judgement = None if baseline is None else judge_run(run, baseline, default_folder())
+        for warning in run.warnings if judgement is None else judgement.notes:
             warnings.warn(pytest.PytestWarning(f"{run.suite}: {warning}"), stacklevel=1)
-        return run, None if baseline is None else judge_run(run, baseline, default_folder())
+        return run, judgement
 
     def _tell(self) -> Advance:
         """A line now and then, past pytest's capture."""

@@ -298,11 +298,12 @@ class Comparison:
     """Two versions of one cell, measured side by side: ratios are head over base, the difference is head minus base.
 
     same: why nothing had to be measured, where head and base are one thing.
-    problem: why nothing could be measured.
+    problem: why nothing could be measured. lost: the base failed for want of something that is not its own.
     """
 
     same: str = ""
     problem: str = ""
+    lost: bool = False
     screened: Interval | None = None  # latency ratio
     decided: Interval | None = None  # latency ratio of a suspect, on fresh launches
     seconds: float = 0.0  # of turns a side a launch, in the last of the two

@@ -45,13 +45,24 @@ class Checkout:
         resolved = path.resolve()
         return self.root / resolved.relative_to(self.top) if resolved.is_relative_to(self.top) else None
 
-    def tracked(self, module: str) -> str:
-        """A file under version control that is the source of a module of this name; empty where there is none."""
-        place = "/".join(module.split("."))
-        patterns = (f":(glob)**/{place}.py", f":(glob)**/{place}/__init__.py")
+    def tracked(self, module: str, *folders: Path) -> str:
+        """A file under version control that would be the source of a module of this name, were it not installed.
+
+        Looked for at the top, in ``src`` and in some more folders; empty where there is none.
+        """
+        places = [self.top, self.top / "src", *(folder.resolve() for folder in folders)]
+        parts = Path(*module.split("."))
+        files = [place / file for place in places for file in (parts.with_suffix(".py"), parts / "__init__.py")]
+        inside = [str(file.relative_to(self.top)) for file in files if file.is_relative_to(self.top)]
         with contextlib.suppress(_GitError):
-            return _git(self.top, "ls-files", "--", *patterns).partition("\n")[0]
+            return _git(self.top, "--literal-pathspecs", "ls-files", "--", *inside).partition("\n")[0]
         return ""
+
+    def has(self, path: Path) -> bool:
+        """Whether a file of the work tree is under version control."""
+        with contextlib.suppress(_GitError):
+            return bool(_git(self.top, "--literal-pathspecs", "ls-files", "--", str(path.relative_to(self.top))))
+        return False
 
     def sources(self) -> tuple[Path, ...]:
         """The revision's own folders in place of those that a child process imports from the work tree.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,8 @@ class Version:
     results: what is known of its cells before anything is measured. contents: the artifacts of those
     that can be run, one a seed, by content hash in the store. code: what runs them; digests: hashes of
     that by cell. tag: what its sides are called after their cells. problems: why a cell cannot be run,
-    where there is more to say than that there is none.
+    where there is more to say than that there is none. lost: cells that failed for want of their model or data.
+    scoring: by workload, hashes of its own metric and of its test examples, where they are known.
     """
 
     kind: Literal["revision", "baseline"]
@@ -52,6 +54,8 @@ class Version:
     tag: str = "base"
     notes: tuple[str, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict[str, str])
+    lost: frozenset[str] = frozenset()
+    scoring: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
 
 
 @contextlib.contextmanager
@@ -62,32 +66,41 @@ def beside(planned: Planned, options: Options, meter: Meter) -> Generator[tuple[
     shows against it.
     """
     if options.base is not None:
-        with _of_revision(planned, options, meter) as (version, checkout):
-            yield version, *_anchor(planned, _as_of(checkout, options.baselines))
+        with _of_revision(planned, options, meter) as (version, checkout, suite):
+            yield version, *_anchor(planned, suite, _as_of(checkout, options.baselines))
     elif options.baseline is not None and planned.beside:
-        version = _of_baseline(planned, baselines.read(options.baseline))
-        yield version, *(item for item in _anchor(planned, options.baselines) if item.id != version.id)
+        version, suite = _of_baseline(planned, baselines.read(options.baseline)), planned.plan.suite.name
+        yield version, *(item for item in _anchor(planned, suite, options.baselines) if item.id != version.id)
     else:
         yield ()
 
 
 def _as_of(checkout: Checkout, folder: Path | None) -> Path | None:
     """A folder as the base has it, so that a change cannot do away with what it is judged by."""
-    own = None if folder is None else checkout.counterpart(folder)
-    return folder if own is None else own
+    if folder is None:
+        return None
+    # Not resolved: what is a link here may be a folder there.
+    here = Path(os.path.normpath(Path.cwd().resolve() / folder))
+    return checkout.root / here.relative_to(checkout.top) if here.is_relative_to(checkout.top) else folder
 
 
-def _anchor(planned: Planned, folder: Path | None) -> Iterator[Version]:
-    """The pinned baseline of the suite, if it carries its artifacts. Raises InvalidInput for one that is damaged."""
-    machine = read_environment()["machine_class"] if folder is not None and folder.is_dir() else ""
-    for item in baselines.fitting(planned.plan.suite.name, machine, folder) if folder is not None else ():
-        if item.is_pinned and item.artifacts is not None:
-            yield replace(_of_baseline(planned, item), tag="anchor")
+def _anchor(planned: Planned, suite: str, folder: Path | None) -> Iterator[Version]:
+    """The pinned baseline of a suite: to be run, where its artifacts are there, or to be read.
+
+    Raises InvalidInput for one that is damaged.
+    """
+    if folder is None or not folder.is_dir():
+        return
+    for item in baselines.fitting(suite, read_environment()["machine_class"], folder, pinned_only=True):
+        packed = item.artifacts
+        if packed is not None and not (item.path.parent / packed.file).is_file():
+            item = replace(item, artifacts=None)
+        yield replace(_of_baseline(planned, item), tag="anchor")
 
 
 def _of_baseline(planned: Planned, baseline: Baseline) -> Version:
-    """A baseline that carries its artifacts. Raises InvalidInput."""
-    contents, problems = _unpacked(planned, baseline)
+    """A baseline, with its artifacts where it has them. Raises InvalidInput."""
+    contents, problems = ({}, {}) if baseline.artifacts is None else _unpacked(planned, baseline)
     return Version(
         "baseline",
         baseline.name,
@@ -152,8 +165,9 @@ def _distrust(artifact: Artifact, workload: Workload) -> str:
 
 
 @contextlib.contextmanager
-def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[tuple[Version, Checkout]]:
-    """The revision that the options name, prepared by its own code; its work tree is there for as long as this lasts.
+def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[tuple[Version, Checkout, str]]:
+    """The revision that the options name, prepared by its own code, and what it calls the suite; its work tree is there
+    for as long as this lasts.
 
     Raises InvalidInput where there is no such revision, NothingToCompare where it cannot be prepared.
     """
@@ -173,6 +187,10 @@ def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[
         notes = _notes(planned, checkout) if python == sys.executable else ()
         code = Code(python, sources=checkout.sources(), folder=_folder(checkout, file))
         preparation = _prepared(planned, options, code, file, meter)
+        _check_apart(preparation, checkout)
+        lost = {cell.id for cell in preparation.cells if cell.workload in {*preparation.broken} - {*planned.broken}}
+        if preparation.suite != suite.name:
+            notes += (f"the suite is called {suite.name} here and {preparation.suite} in {options.base}",)
         version = Version(
             "revision",
             options.base,
@@ -183,8 +201,15 @@ def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[
             preparation.code,
             preparation.rules,
             notes=notes,
+            problems={
+                cell.id: f"{options.base} has no model or data: {preparation.broken[cell.workload]}"
+                for cell in preparation.cells
+                if cell.id in lost
+            },
+            lost=frozenset(lost),
+            scoring=preparation.scoring,
         )
-        yield version, checkout
+        yield version, checkout, preparation.suite
 
 
 def _folder(checkout: Checkout, suite: Path) -> Path | None:
@@ -277,11 +302,29 @@ def _notes(planned: Planned, checkout: Checkout) -> tuple[str, ...]:
         installed = bool({"site-packages", "dist-packages"} & set(source.parts))
         if not installed and checkout.counterpart(source) is not None:
             continue
-        own = checkout.tracked(module)
+        own = checkout.tracked(module, suite.folder)
         if own:
             raise _copied(module, f"is imported from {source}, not from {own}")
         found.append(f"{module} is imported from {source}, which is no part of the repository: both versions run it")
     return tuple(found)
+
+
+def _check_apart(preparation: Preparation, checkout: Checkout) -> None:
+    """Raises NothingToCompare where the base's code took modules or files from the work tree: those are the head's."""
+    if checkout.root.is_relative_to(checkout.top):
+        return
+    for path in map(Path.resolve, preparation.imported):
+        if path.is_relative_to(checkout.top):
+            raise NothingToCompare(
+                f"{checkout.revision} imports {path}, which is the work tree's: both versions would run it",
+                do="Put its folder on the path (a src layout, or PYTHONPATH), or use --base-python.",
+            )
+    for path in map(Path.resolve, preparation.read):
+        if path.is_relative_to(checkout.top) and checkout.has(path):
+            raise NothingToCompare(
+                f"{checkout.revision} reads {path}, which is the work tree's",
+                do="Let the code name it relative to its own file, or run leanmark inside of the repository.",
+            )
 
 
 def _copied(what: str, how: str) -> NothingToCompare:

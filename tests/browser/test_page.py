@@ -222,6 +222,13 @@ def test_the_address_holds_the_view(seen: Visit, visit: Opener):
     assert again.page.locator("[aria-sort=ascending] [data-sort=size]").count() == 1
 
 
+def test_a_verdict_links_to_its_cell(visit: Opener):
+    """As the gate's comment does, by the whole name of a cell."""
+    seen = visit(address="#q=lenet-5%2Fpruned%2Fcpu-onnxruntime-t1-b1")
+    seen.wait_drawn()
+    assert len(seen.shown()) == 1
+
+
 @pytest.mark.parametrize(
     "address", ["#sort=nothing.asc&workload=none&x=none&panel=none", '#sort="].desc&q=%22%3E%3Cimg src=x>', "#%E0%A4%A"]
 )

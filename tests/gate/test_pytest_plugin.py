@@ -54,6 +54,26 @@ def test_a_cell_that_fails_fails_without_a_traceback_and_alone_when_asked_again(
     assert "passed" not in again.stdout
 
 
+def test_a_folder_of_suites_stops_at_the_first_failure_and_saves_what_pytest_benchmark_compares(project: Project):
+    (project.folder / "suites").mkdir()
+    suite = (project.folder / "mine.yaml").read_text()
+    for name in ("first", "second"):
+        (project.folder / "suites" / f"{name}.yaml").write_text(suite.replace("suite: mine", f"suite: {name}"))
+    for module in ("net.py", "steps.py"):
+        (project.folder / module).rename(project.folder / "suites" / module)
+    asked = ("suites", "-k", "plain or fp32", "--benchmark-storage=file://./kept")
+    done = run_pytest(project, *asked, "--benchmark-save=before")
+    assert "4 passed" in done.stdout or "6 passed" in done.stdout, done.stdout + done.stderr
+    again = run_pytest(project, *asked, "--benchmark-compare")
+    assert "(0001_before)" in again.stdout, again.stdout
+    steps = project.folder / "suites" / "steps.py"
+    steps.write_text(steps.read_text().replace("CRASH = False", "CRASH = True"))
+    stopped = run_pytest(project, "suites", "-k", "plain", "-x")
+    assert stopped.returncode == 1
+    assert "1 failed" in stopped.stdout
+    assert "passed" not in stopped.stdout.splitlines()[-1]
+
+
 def test_verdicts_become_failures(project: Project):
     assert project.leanmark("run", "mine.yaml").returncode == 0
     assert project.leanmark("baseline", "save", "latest").returncode == 0

@@ -21,8 +21,10 @@ from leanmark.results import (
     Comparison,
     Interval,
     Result,
+    Status,
     Verdict,
 )
+from leanmark.rules import Limits, Rules
 
 
 def anchored(head: Result, *comparisons: Comparison, before: Result | None = None) -> Judgement:
@@ -70,3 +72,35 @@ def test_scores_of_two_metrics_of_one_name_say_nothing():
     assert "--base" in found.wanted
     paired = Comparison(quality=Interval(-0.05, -0.07, -0.03, 0.95, 1000, "paired"), answers_changed=0.05)
     assert the(beside(changed, paired, before=before), "quality").verdict is Verdict.REGRESSED
+
+
+def test_an_anchor_that_cannot_be_run_has_no_starts_either():
+    rules = Rules(Limits(cold_start=0.2, memory=0.2))
+    first = Comparison(screened=ratio(0.1, 0.2), cold_start=ratio(0, 0.5), memory=ratio(0, 0.5))
+    bases = (
+        Base("revision", "main", "0123456789", (result(),), {NAME: first}, rules),
+        Base("baseline", "quick.pinned", "abc", (result(),), {NAME: Comparison(problem="other code")}, rules),
+    )
+    found = judge(run(result(), rules=rules, bases=bases), [], TODAY)
+    assert found.exit_code == 0
+    assert {item.metric for item in found.unjudged} == {"latency", "cold_start", "memory"}
+
+
+def test_what_failed_in_the_base_already_does_not_fail_by_the_anchor():
+    bad = replace(result(), status=Status.FAILED, reason="since last week")
+    bases = (
+        Base("revision", "main", "0123456789", (bad,), {}),
+        Base("baseline", "quick.pinned", "abc", (result(),), {}),
+    )
+    found = judge(run(bad, bases=bases), [], TODAY)
+    assert [item.verdict for item in found.changes] == []
+    assert len(found.unjudged) == 2
+
+
+def test_a_changed_metric_is_not_held_against_an_anchor():
+    changed = replace(result(), quality=replace(quality(850), scored_by="new"))
+    pinned = Stored("quick.pinned", run(replace(result(), quality=replace(quality(900), scored_by="old"))), pinned=True)
+    same = Stored("quick", run(changed))
+    found = judge(run(changed), [same, pinned], TODAY)
+    assert found.exit_code == 0
+    assert ("quality", "quick.pinned") in {(item.metric, item.against) for item in found.unjudged}

@@ -26,7 +26,7 @@ from leanmark.errors import InvalidInput
 from leanmark.judge.gate import judge
 from leanmark.judge.latency import suspects
 from leanmark.judge.metrics import at_level
-from leanmark.judge.opponents import Stored, decision_level
+from leanmark.judge.opponents import Stored, decision_level, documented
 from leanmark.judgement import Basis, Change, Judgement
 from leanmark.results import (
     Base,
@@ -347,3 +347,34 @@ def test_among_many_cells_that_answer_otherwise_one_loss_must_be_clearer():
     assert alone.change.high == pytest.approx(lost.high)
     assert among.change.high > 0
     assert int(among.wanted.split()[0].replace(",", "")) > 500
+
+
+def test_rounded_figures_are_no_other_answers():
+    """A baseline keeps six digits; the same answers stay the same."""
+    names = [f"net/r{number}/cpu-onnxruntime-t1-b1" for number in range(40)]
+    stored_before = [replace(result(name), quality=replace(quality(547, 600))) for name in names]
+    rounded = [
+        replace(item, quality=replace(item.quality, score=replace(item.quality.score, value=0.911667)))
+        for item in stored_before
+        if item.quality is not None
+    ]
+    assert documented(run(*stored_before), Stored("quick", run(*rounded))).other_answers == 0
+    worse = replace(stored_before[0], quality=quality(500, 600))
+    assert documented(run(worse, *stored_before[1:]), Stored("quick", run(*rounded))).other_answers == 1
+
+
+def test_a_base_that_lost_its_data_decides_nothing_and_one_that_failed_is_told():
+    bad = replace(result(), status=Status.FAILED, reason="no such file")
+    lost = beside(result(), Comparison(problem="main has no model or data", lost=True), before=bad)
+    assert (the(lost, "cell").verdict, lost.exit_code) == (Verdict.INCONCLUSIVE, 3)
+    assert "under version control" in the(lost, "cell").wanted
+    mended = beside(result(), Comparison(problem="nothing of it runs"), before=bad)
+    assert the(mended, "cell").verdict is Verdict.NEW
+    assert any("no such file" in note for note in mended.notes)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_few_seeds_make_a_stricter_level_much_wider(seeds: int):
+    interval = Interval(-0.02, -0.03, -0.01, stats.LEVEL, 500, "paired")
+    assert at_level(interval, 0.999, seeds).low < at_level(interval, 0.999).low
+    assert at_level(interval, stats.LEVEL, seeds).low == pytest.approx(interval.low)

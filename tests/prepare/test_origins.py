@@ -14,7 +14,7 @@ from torch import nn
 
 from leanmark import registry
 from leanmark.prepare.artifacts import Origin, code_hash, make_keys
-from leanmark.prepare.origins import described, files_read, has_own_code, hashes_of
+from leanmark.prepare.origins import data_read, described, files_read, has_own_code, hashes_of, own_modules
 from leanmark.results import Target
 
 
@@ -79,7 +79,8 @@ def test_another_shape_is_another_structure():
     assert hashes_of(changed)[1] != hashes_of(net())[1]
 
 
-def test_files_that_are_read_meanwhile_are_noted(tmp_path: Path):
+def test_files_that_are_read_meanwhile_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("before", "during", "written", "after", "code.py"):
         (tmp_path / name).write_text(name)
     (tmp_path / "before").read_text()
@@ -91,7 +92,7 @@ def test_files_that_are_read_meanwhile_are_noted(tmp_path: Path):
         Path("/proc/self/stat").read_text()
         assert not (tmp_path / "missing").exists()
     (tmp_path / "after").read_text()
-    assert found == [tmp_path / "during"]
+    assert [name for name, _ in data_read(found)] == ["during"]
 
 
 values = st.recursive(
@@ -140,6 +141,21 @@ def test_every_part_of_an_origin_is_in_the_keys(other: Origin, same_splits: bool
     code: Callable[[str], str] = lambda structure: code_hash(workload, Target(runtime="torch"), structure)  # noqa: E731
     assert (code(WEIGHTS.structure) == code(other.structure)) is same_code
     assert make_keys(workload, (), 0).base not in (before.base, after.base)
+
+
+def test_what_cannot_be_hashed_is_told_by_its_shape():
+    sparse = torch.eye(3).to_sparse()
+    assert described(sparse) == described(sparse * 2) != described(torch.eye(4).to_sparse())
+    assert described(np.array([object()])) == described(np.array([object()]))
+    assert described({test_whose_functions_are_called: 1}) == described({test_whose_functions_are_called: 1})
+
+
+def test_modules_are_known_by_their_source_and_packages_by_their_version():
+    facts, files = own_modules()
+    known = dict(facts)
+    assert known["numpy"] == np.__version__
+    assert Path(__file__) in files
+    assert not [name for name in known if name.split(".")[0] == "leanmark"], "leanmark's own are in the keys already"
 
 
 def test_whose_functions_are_called():

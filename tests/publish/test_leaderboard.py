@@ -165,7 +165,9 @@ def test_a_hostile_cell_id_stays_one_word_of_the_command():
 
 def test_a_run_without_facts_still_has_a_machine_line():
     run = replace(runs.realistic_run(), environment={}, commit={"id": "unversioned"})
-    assert leaderboard.machine(run) == "an unknown machine"
-    assert leaderboard.versions(run) == {}
+    assert leaderboard.machine(run.environment) == "an unknown machine"
+    assert leaderboard.versions(run.environment) == {}
     assert leaderboard.commit(run) == ""
-    assert leaderboard.machine(runs.realistic_run()).startswith("AMD EPYC 9R14 96-Core Processor, 2 cores, Debian")
+    assert leaderboard.machine(runs.realistic_run().environment).startswith(
+        "AMD EPYC 9R14 96-Core Processor, 2 cores, Debian"
+    )

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from leanmark.errors import InvalidInput
 from leanmark.publish import leaderboard, site
 from leanmark.publish.numbers import MISSING
 from leanmark.publish.site import Asset, Scale
-from leanmark.results import Run
+from leanmark.results import Base, Comparison, Interval, Run
 
 BODILESS = {"meta", "link", "input", "br", "img"}
 
@@ -186,6 +187,21 @@ def test_what_a_reader_needs_to_judge_is_there(realistic: str):
 
 def test_warnings_come_before_the_numbers(realistic: str):
     assert realistic.index('class="warnings"') < realistic.index('class="cards"') < realistic.index('id="cells"')
+
+
+def test_a_run_beside_another_version_shows_both_and_ranks_nothing():
+    run = runs.realistic_run()
+    first, second = (result.cell.id for result in run.results[:2])
+    comparisons = {
+        first: Comparison(screened=Interval(1.012, 1.004, 1.021, 0.95, 8, ""), answers_changed=0.25),
+        second: Comparison(same="artifact, code and versions are those of main"),
+    }
+    notes = ("<b>a note</b>",)
+    beside = replace(run, bases=(Base("revision", "main", "0123456789abcdef", (), comparisons, notes=notes),))
+    shown = Reader(page(beside))
+    assert "Best by workload" not in shown.text
+    for words in ("Beside main", "1.012x [1.004, 1.021], 25", "the same: artifact, code", "<b>a note</b>", first):
+        assert words in " ".join(shown.text.split()), words
 
 
 def test_a_run_without_cells_is_a_page_too():

@@ -10,7 +10,7 @@ from rich.console import Console
 from runs import HOSTILE
 
 from leanmark.judgement import Basis, Change, Judgement, Unjudged
-from leanmark.publish import verdicts
+from leanmark.publish import comment, verdicts
 from leanmark.results import Interval, Verdict
 
 
@@ -66,6 +66,62 @@ def test_the_headline_says_what_it_means():
     assert "nothing to compare" in verdicts.headline(judgement())
 
 
+def test_what_is_allowed_is_not_called_nothing():
+    allowed = replace(SLOWER, allowed="until the new kernel (until 2026-12-31)")
+    assert verdicts.headline(judgement(allowed, SAME)).startswith("passed: nothing but what is allowed (1 figure)")
+
+
+def test_a_verdict_says_what_it_rests_on():
+    numbers_only = [
+        replace(SLOWER, verdict=Verdict.UNCHANGED, basis=Basis.RATIOS, tolerance=0.1, cell=f"net/{n}/cpu") for n in "ab"
+    ]
+    left = Unjudged("net/fp32/cpu", "latency", "another class of machine", against="main (abc)")
+    found = replace(judgement(*numbers_only), unjudged=(left,))
+    said = "latency against main (abc): in-run ratios for 2 cells, tolerance 10 %; not judged for 1 cell: "
+    said += "another class of machine"
+    assert list(verdicts.grounds(found)) == [said]
+    assert said in printed(found, 200)
+    assert said in comment.markdown(found)
+
+
+def test_what_was_judged_before_and_is_not_now_is_listed():
+    gone = replace(judgement(SAME), unjudged=(Unjudged("net/cuda/cuda", "cell", "skipped: no CUDA", was_fine=True),))
+    assert "not judged  net/cuda/cuda" in printed(gone)
+    assert "not judged  net/cuda/cuda" not in printed(judgement(SAME))
+
+
+def test_a_metric_of_its_own_is_shown_in_its_own_unit():
+    error = replace(
+        WORSE, scored="negative_mse", before=-12.34, after=-14.84, change=Interval(-2.5, -3.1, -1.9, 0.95, 1000, "")
+    )
+    assert str(verdicts.amount(error)) == "-2.5 [-3.1, -1.9]"
+    assert "-12.34 to -14.84; tolerance 0.005; negative_mse on the same examples (1,000) at 95 %" in verdicts.what(
+        error
+    )
+
+
+def test_a_comment_says_where_and_by_which_command():
+    found = replace(
+        judgement(SLOWER), command="leanmark gate quick --base main", commit="0123456789ab with local changes",
+        environment={"cpu": "EPYC", "cores": 2, "python": "3.11.7", "versions": {"torch": "2.13.0"}},
+    )  # fmt: skip
+    text = comment.markdown(found)
+    for shown in (
+        "leanmark gate quick --base main",
+        "0123456789ab with local changes",
+        "EPYC, 2 cores",
+        "torch 2.13.0",
+    ):
+        assert f"{shown}" in text
+
+
+def test_notes_stand_above_the_verdicts_and_reach_github():
+    noted = replace(judgement(SLOWER), notes=("control failed: x",))
+    lines = printed(noted).splitlines()
+    assert lines[1] == "! control failed: x"
+    assert "::warning title=leanmark::control failed: x" in verdicts.workflow_commands(noted)
+
+
 def test_the_terminal_shows_what_matters_within_its_width():
     text = printed(judgement(SAME, UNSURE, SLOWER, GONE))
     lines = text.splitlines()
@@ -83,7 +139,7 @@ def test_the_terminal_shows_what_matters_within_its_width():
 
 
 def test_the_comment_folds_what_does_not_matter():
-    text = verdicts.markdown(judgement(SAME, SLOWER, LARGER), "https://example.org/page.html")
+    text = comment.markdown(judgement(SAME, SLOWER, LARGER), "https://example.org/page.html")
     head, _, folded = text.partition("<details>")
     assert head.startswith("<!-- leanmark gate quick -->\n### Failed: `quick`")
     assert "[`net/int8/cpu`](https://example.org/page.html#q=net%2Fint8%2Fcpu) | latency | **regressed**" in head
@@ -94,15 +150,15 @@ def test_the_comment_folds_what_does_not_matter():
 
 def test_a_comment_fits_what_github_takes_and_says_what_is_left_out():
     many = [replace(SLOWER, cell=f"net/{'x' * 150}{number}/cpu", reason="r" * 290) for number in range(2000)]
-    text = verdicts.markdown(judgement(*many, SAME))
+    text = comment.markdown(judgement(*many, SAME))
     assert len(text) < 65_000
     assert "more lines" in text
-    assert text.rstrip().endswith("<sub>run `run-1`</sub>")
+    assert "<sub>run `run-1`: `-`</sub>" in text[-400:]
 
 
 def test_what_is_not_judged_is_listed_and_two_bases_are_told_apart():
     both = replace(judgement(SLOWER, replace(SLOWER, against="pinned")), against=("main (abc)", "pinned"))
-    text = verdicts.markdown(both)
+    text = comment.markdown(both)
     assert "| latency | `pinned` | **regressed**" in text
     assert "- not judged: `net/cuda/cuda` cell: `skipped: no CUDA`" in text
     assert "latency  against pinned" in printed(both)
@@ -136,8 +192,8 @@ def test_no_name_breaks_out_of_what_is_written():
     hostile = HOSTILE + "\n::error::owned\n| a | b |\n<!-- leanmark gate quick -->\n@everyone ```"
     bad = Change(hostile, "latency", Verdict.REGRESSED, Basis.DUEL, hostile, None, None, None, 0.02, hostile, hostile)
     found = Judgement(hostile, hostile, (hostile,), (bad,), (Unjudged(hostile, "cell", hostile),), (hostile,))
-    comment = verdicts.markdown(found, "https://example.org/")
-    outside_code = "".join(comment.split("`")[::2])
+    text = comment.markdown(found, "https://example.org/")
+    outside_code = "".join(text.split("`")[::2])
     for attack in ("<script", "<img", "@everyone", "::error", "\x1b"):
         assert attack not in outside_code
     assert outside_code.count("<!-- leanmark gate") == 1, "only the first line is a marker"

@@ -36,7 +36,10 @@ def changed_rules(here: Rules, there: Rules, name: str) -> Iterator[str]:
     for field in fields(Limits):
         before, after = (getattr(rules.limits, field.name) for rules in (there, here))
         if before != after:
-            yield f"the tolerance of {field.name} is {_share(after)} here and {_share(before)} in {name}"
+            after, before = _share(field.name, after), _share(field.name, before)
+            yield f"the tolerance of {field.name} is {after} here and {before} in {name}"
+    if here.decide_seconds != there.decide_seconds:
+        yield f"the gate's budget is {here.decide_seconds:g} s a side here and {there.decide_seconds:g} s in {name}"
     for pattern in dict.fromkeys((*here.cells, *there.cells)):
         if here.cells.get(pattern) != there.cells.get(pattern):
             yield f"the limits of the cells {pattern} are others than in {name}"
@@ -45,5 +48,5 @@ def changed_rules(here: Rules, there: Rules, name: str) -> Iterator[str]:
             yield f"an allowance for {item.cell} that {name} does not have: {item.reason}, until {item.until}"
 
 
-def _share(value: float | None) -> str:
-    return "off" if value is None else f"{100 * value:g} %"
+def _share(name: str, value: float | None) -> str:
+    return "off" if value is None else f"{100 * value:g} {'points' if name == 'quality' else '%'}"

@@ -231,6 +231,15 @@ def read(path: Path) -> Baseline:
     return Baseline(run, str(stored.get("saved", "")), artifacts, path)
 
 
+def is_baseline(path: Path) -> bool:
+    """Whether a file says that it is a baseline, whole or not."""
+    try:
+        with path.open("rb") as file:
+            return f'"{_KEY}"'.encode() in file.read(_PIECE_BYTES)
+    except OSError:
+        return False
+
+
 def check_suite(baseline: Baseline, suite: str) -> None:
     """Raises NothingToCompare for a baseline of another suite."""
     if baseline.run.suite != suite:
@@ -323,14 +332,14 @@ def find(name: str, folder: Path) -> Baseline:
     raise InvalidInput(f"there is no baseline '{name}' in {folder.absolute()}", do=did_you_mean(name, known))
 
 
-def fitting(suite: str, machine_class: str, folder: Path) -> list[Baseline]:
+def fitting(suite: str, machine_class: str, folder: Path, *, pinned_only: bool = False) -> list[Baseline]:
     """What a run of a suite on such a machine is compared with, where nobody said: its baseline, and the pinned one.
 
     Of its own machine class, or else of another, the newest.
     """
-    found = list(stored_in(folder))
+    found = [entry for entry in stored_in(folder) if entry[0].stem.endswith(PINNED) or not pinned_only]
     for path, item in found:
-        if item is None and path.name.startswith(f"{_safe(suite)}-"):
+        if item is None and re.fullmatch(rf"{re.escape(_safe(suite))}-[0-9a-z]+({PINNED})?\.json", path.name):
             read(path)  # says what is wrong with it: an anchor that cannot be read is not to be passed over
     known = [item for _, item in found if item is not None and item.run.suite == suite]
     return [

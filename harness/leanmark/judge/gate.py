@@ -20,6 +20,7 @@ from leanmark.rules import CELL, Limits
 
 _NOT_JUDGED = (Status.SKIPPED, Status.NOT_APPLICABLE)
 _FINE = (Status.OK, Status.NOISY)
+_ENVIRONMENT = ("cpu", "cores", "system", "release", "python", "versions")
 _SIZES = ("size", "compressed_size", "parameters", "macs")
 
 
@@ -28,6 +29,8 @@ def judge(run: Run, stored: Sequence[Stored], today: date) -> Judgement:
     bases = list(measured(run))
     for item in stored:
         bases.append(replace(documented(run, item), is_anchor=item.pinned and bool(bases)))
+    excused = frozenset(cell for base in bases[:1] for cell, item in base.results.items() if item.status not in _FINE)
+    bases = [replace(base, excused=excused) if base.is_anchor else base for base in bases]
     changes: list[Change] = []
     unjudged: list[Unjudged] = []
     for base in bases:
@@ -35,11 +38,12 @@ def judge(run: Run, stored: Sequence[Stored], today: date) -> Judgement:
             if isinstance(item, Change):
                 changes.append(item)
             else:
-                unjudged.append(item)
+                unjudged.append(replace(item, against=base.name))
     allowed = tuple(allowing.allowed(change, run.rules, today) for change in changes)
     notes = [
         *run.warnings,
         *(note for base in bases for note in (*base.notes, *allowing.changed_rules(run.rules, base.rules, base.name))),
+        *(note for base in bases for note in _failed_there(run, base)),
     ]
     return Judgement(
         run.id,
@@ -48,8 +52,28 @@ def judge(run: Run, stored: Sequence[Stored], today: date) -> Judgement:
         allowed,
         tuple(unjudged),
         (*dict.fromkeys(notes), *allowing.notes(run.rules, allowed, today)),
-        str(run.commit.get("id") or ""),
+        _commit(run),
+        run.command,
+        {key: run.environment[key] for key in _ENVIRONMENT if key in run.environment},
     )
+
+
+def _commit(run: Run) -> str:
+    identity = str(run.commit.get("id") or "")
+    known = "" if identity == "unversioned" else identity[:12]
+    return known + (" with local changes" if known and run.commit.get("dirty") is True else "")
+
+
+def _failed_there(run: Run, base: Opponent) -> Iterator[str]:
+    """Cells that are fine here and failed in the base: they are called new, but why they failed may be no news."""
+    fine = {result.cell.id for result in run.results if result.status in _FINE}
+    failed = [result for result in base.results.values() if result.status.is_failure and result.cell.id in fine]
+    if failed:
+        first = failed[0]
+        yield (
+            f"{len(failed)} of the cells failed in {base.name} and could not be compared, first {first.cell.id}: "
+            f"{first.status.value}: {first.reason}"
+        )
 
 
 # --- one cell ---------------------------------------------------------------------
@@ -88,7 +112,10 @@ def _cell(
         state = "" if head.status in _FINE else f", and it is {head.status.value} here: {head.reason}"
         yield whole(Verdict.NEW, f"{base.name} has no such cell{state}")
     elif head.status in _NOT_JUDGED:
-        yield Unjudged(cell, CELL, f"{head.status.value}: {head.reason}")
+        was_fine = before.status in _FINE and not (base.beside or base.is_anchor)
+        yield Unjudged(cell, CELL, f"{head.status.value}: {head.reason}", was_fine=was_fine)
+    elif head.status not in _FINE and cell in base.excused:
+        yield Unjudged(cell, CELL, f"{head.status.value}, as in what the change is of: {head.reason}")
     elif head.status not in _FINE:
         if before.status in _FINE or before.status in _NOT_JUDGED:
             yield whole(Verdict.BROKEN, f"{head.status.value}: {head.reason}")
@@ -96,6 +123,9 @@ def _cell(
             yield Unjudged(cell, CELL, f"{head.status.value}, and was {before.status.value} before")
     elif before.status in (Status.TIMEOUT, Status.OUT_OF_MEMORY):
         yield whole(Verdict.INCONCLUSIVE, f"the base was {before.status.value}: {before.reason}")
+    elif before.status not in _FINE and comparison.lost:
+        wanted = "a base with all that it needs: it has what is under version control, and nothing else"
+        yield replace(whole(Verdict.INCONCLUSIVE, comparison.problem), wanted=wanted)
     elif before.status not in _FINE:
         yield whole(Verdict.NEW, f"it was {before.status.value} before and is {head.status.value} now")
     else:

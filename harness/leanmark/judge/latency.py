@@ -49,13 +49,14 @@ def duel(cell: str, comparison: Comparison, base: Opponent, limits: Limits) -> C
         launches = _deciding_launches(ratio, limits, level)
         wanted = _budget(launches, comparison.seconds)
         reason = reason or "the interval reaches over a limit of the tolerance"
-    return replace(change, verdict=verdict, change=ratio.interval(level), reason=reason, wanted=wanted)
+    taken = comparison.seconds * shown.n
+    return replace(change, verdict=verdict, change=ratio.interval(level), reason=reason, wanted=wanted, seconds=taken)
 
 
 def _budget(launches: int | None, seconds: float) -> str:
     if launches is None:
         return "no number of launches: it scatters too much"
-    return f"{launches} launches, {launches * seconds:.3g} s of turns a side"
+    return f"{launches} launches, {launches * seconds:.3g} s of turns a side (gate: budget: {launches * seconds:.0f}s)"
 
 
 def by_documents(head: Result, before: Result, base: Opponent, limits: Limits) -> Iterator[Change | Unjudged]:

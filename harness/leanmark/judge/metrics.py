@@ -43,16 +43,20 @@ def quality(
         if comparison.problem:
             yield Change(
                 cell, "quality", Verdict.INCONCLUSIVE, Basis.ANSWERS, base.name, tolerance=tolerance,
-                reason=comparison.problem,
+                reason=comparison.problem, wanted="a base whose answers can be had",
             )  # fmt: skip
         return
     if after.metric != then.metric:
         yield Unjudged(cell, "quality", f"its metric is {after.metric} and was {then.metric}")
         return
-    if comparison.quality is None and after.scored_by != then.scored_by:
+    if comparison.quality is None and after.scored_by != then.scored_by and then.scored_by:
+        if base.is_anchor:
+            yield Unjudged(cell, "quality", f"the code of its metric, {after.metric}, has changed since")
+            return
         yield Change(
             cell, "quality", Verdict.INCONCLUSIVE, Basis.SCORES, base.name, then.score.value, after.score.value,
             None, tolerance, f"the code of its metric, {after.metric}, has changed since", "a run beside it (--base)",
+            scored=after.metric,
         )  # fmt: skip
         return
     basis, difference, moved = _difference(after, then, comparison, same_seeds=base.same_seeds)
@@ -60,11 +64,13 @@ def quality(
     same = moved == 0 and difference.value == 0
     verdict = Verdict.UNCHANGED if same else stats.judge_difference(difference, tolerance)
     if verdict in (Verdict.REGRESSED, Verdict.IMPROVED):  # among many cells, some move so far by chance
-        difference = at_level(difference, base.quality_level)
+        difference = at_level(difference, base.quality_level, len(after.by_seed))
         verdict = stats.judge_difference(difference, tolerance)
     # Both figures by one yardstick: `agreement` is with one reference in each version's own run, with another here.
     score = then.score.value + difference.value if comparison.quality is not None else after.score.value
-    change = Change(cell, "quality", verdict, basis, base.name, then.score.value, score, difference, tolerance)
+    change = Change(
+        cell, "quality", verdict, basis, base.name, then.score.value, score, difference, tolerance, scored=after.metric
+    )
     if verdict is Verdict.INCONCLUSIVE:
         examples = stats.deciding_examples(difference, tolerance)
         wanted = (
@@ -95,9 +101,16 @@ def _difference(
     return Basis.SCORES, interval, None
 
 
-def at_level(difference: Interval, level: float) -> Interval:
-    """An interval of a difference as it is at another level, its reach taken for that of a normal distribution."""
-    wider = stats.normal(0.5 + level / 2) / stats.normal(0.5 + difference.level / 2)
+def at_level(difference: Interval, level: float, seeds: int = 1) -> Interval:
+    """An interval of a difference as it is at another level.
+
+    Its reach is taken for that of a normal distribution, or, over several seeds, of Student's.
+    """
+
+    def reach(of: float) -> float:
+        return stats.normal(0.5 + of / 2) if seeds < 2 else stats.student(0.5 + of / 2, seeds - 1)
+
+    wider = reach(level) / reach(difference.level)
     low, high = (difference.value + wider * (end - difference.value) for end in (difference.low, difference.high))
     return replace(difference, low=low, high=high, level=level)
 
@@ -113,7 +126,8 @@ def starts(
         return
     change = Change(cell, metric, Verdict.INCONCLUSIVE, Basis.STARTS, base.name, tolerance=tolerance)
     if interval is None:
-        yield replace(change, reason="it was not measured")
+        reason = "it was not measured"
+        yield Unjudged(cell, metric, reason) if base.is_anchor else replace(change, reason=reason)
         return
     count = sum(getattr(item, metric) is not None for item in base.comparisons.values())
     ratio, level = log_ratio(interval, cell), decision_level(count)

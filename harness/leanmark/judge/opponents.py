@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ class Opponent:
     same_seeds: bool = True
     is_anchor: bool = False  # a pinned one, beside what the change is of
     other_answers: int = 0  # so many cells do not answer as they did
+    excused: frozenset[str] = frozenset()  # cells that are not fine in what the change is of either
 
     @property
     def level(self) -> float:
@@ -82,5 +84,9 @@ def _other_answers(run: Run, base: Opponent) -> int:
             count += comparison.answers_changed != 0
         elif result.quality is not None and before is not None and before.quality is not None:
             after, then = result.quality, before.quality
-            count += (after.hits, after.score.value) != (then.hits, then.score.value)
+            known = after.hits and then.hits  # a baseline's figures are rounded
+            alike = (
+                after.hits == then.hits if known else math.isclose(after.score.value, then.score.value, rel_tol=1e-5)
+            )
+            count += not alike
     return count

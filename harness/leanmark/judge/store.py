@@ -123,7 +123,7 @@ _KINDS: dict[str, dict[str, type]] = {
     },
     "prepared": {"cell": str, "seed": int, "prepared": dict},
     "inspected": {"cell": str, "inspected": dict},
-    "compared": {"cell": str, "compared": dict},
+    "compared": {"cell": str, "beside": str, "compared": dict},
     "launch": {"block": str, "samples": str, "facts": dict},
 }
 

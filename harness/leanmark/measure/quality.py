@@ -14,8 +14,9 @@ from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.jsonable import from_json
 from leanmark.measure import energy
-from leanmark.measure.sides import Side, Worker
-from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality
+from leanmark.measure.sides import Side, SideError, Worker
+from leanmark.processes import Death
+from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality, Status
 
 ANSWER_TIMEOUT_SECONDS = 600.0
 # Counters move about once a millisecond, so a stretch is many of those long.
@@ -84,6 +85,8 @@ def rescore(side: Side, answers: Answers) -> Answers:
 
     Raises SideError.
     """
+    if not answers.outputs:
+        raise SideError(Death(Status.FAILED, "there are no outputs to score"))
     worker = Worker(side)
     try:
         arrays = {"output_0": answers.outputs[0]}

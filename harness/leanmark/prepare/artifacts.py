@@ -46,7 +46,8 @@ class Entry:
     """What the store knows about one key.
 
     counts: parameters, nonzero_parameters and macs of the fp32 structure, where
-    there is one. exact_difference: how far an exact step moved the answers.
+    there is one. exact_difference: how far an exact step moved the answers. files: what a step of
+    the user's own read, with sha256; while one of them is another, the entry does not count.
     """
 
     content: str
@@ -54,6 +55,7 @@ class Entry:
     peak_rss_bytes: int
     counts: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
     exact_difference: float | None = None
+    files: tuple[tuple[str, str], ...] = ()
 
 
 class Store:
@@ -70,7 +72,8 @@ class Store:
         """What `key` led to, if its artifact is there."""
         try:
             entry = from_json(Entry, json.loads((self.root / "keys" / f"{key}.json").read_text()))
-            return entry if (self._place(entry.content) / "manifest.json").exists() else None
+            there = (self._place(entry.content) / MANIFEST).exists()
+            return entry if there and all(_file_hash(path) == digest for path, digest in entry.files) else None
         except (OSError, ValueError, RecursionError, InvalidInput):
             return None
 
@@ -166,16 +169,17 @@ class Store:
         """Where the splits of a workload lie."""
         return self.root / "splits" / key
 
-    def origin(self, key: str) -> Origin | None:
-        """What a workload's own functions made when they were last called; they may make something else by now."""
+    def recall(self, key: str) -> dict[str, Any]:
+        """What was remembered under a key: how something was when it was last looked at."""
         try:
-            return from_json(Origin, json.loads((self.root / "keys" / f"{key}.origin.json").read_text()))
-        except (OSError, ValueError, RecursionError, InvalidInput):
-            return None
+            found: object = json.loads((self.root / "keys" / f"{key}.seen.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
-    def put_origin(self, key: str, origin: Origin) -> None:
-        """Remember what a workload's own functions made."""
-        self.write_json(self.root / "keys" / f"{key}.origin.json", asdict(origin))
+    def remember(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Put facts down that `recall` gives back."""
+        self.write_json(self.root / "keys" / f"{key}.seen.json", facts)
 
     def final(self, key: str) -> dict[str, Any] | None:
         """What was read off the artifact of `key` when it ended a recipe."""
@@ -213,8 +217,8 @@ class Origin:
     """What a user's own functions made, as hashes: where a trial starts from.
 
     splits: of all splits. weights: of the parameters and buffers of the model as it is built, before
-    any training. structure: of everything else that it holds (classes, shapes, plain attributes), and of
-    the files that were read to build it.
+    any training. structure: of everything else that it holds (classes, shapes, plain attributes), of the
+    files that were read to build it, and of the code that was imported.
     """
 
     splits: str
@@ -235,8 +239,13 @@ class Keys:
         return self.steps[-1] if self.steps else self.base
 
 
-def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int, origin: Origin | None = None) -> Keys:
-    """All keys of a trial; imports neither torch nor the user's modules, whose works are known by `origin`."""
+def make_keys(
+    workload: Workload, steps: tuple[StepSpec, ...], seed: int, origin: Origin | None = None, plugins: str = ""
+) -> Keys:
+    """All keys of a trial; imports neither torch nor the user's modules.
+
+    origin: what the workload's own functions make. plugins: a hash of the code of steps that leanmark does not ship.
+    """
     own = () if origin is None else (origin.splits,)
     splits = _hash("splits", workload.data or _file_hash(workload.inputs), _source_of(workload.data), *own)
     base = _hash(
@@ -265,9 +274,21 @@ def make_keys(workload: Workload, steps: tuple[StepSpec, ...], seed: int, origin
                 seed,
                 source_hash(step.function.__module__),
                 _versions(step.libraries),
+                *(() if is_shipped(step.function) else (plugins,)),
             )
         )
     return Keys(splits, base, tuple(found))
+
+
+def is_shipped(function: Callable[..., Any]) -> bool:
+    """Whether leanmark brings it."""
+    return function.__module__.partition(".")[0] == "leanmark"
+
+
+def own_path(path: Path) -> str:
+    """A path that leads to the same file in another checkout, where it lies below the current folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def code_hash(workload: Workload, target: Target, structure: str | None = None) -> str:
@@ -342,7 +363,10 @@ def _onnx_hash(path: str | None) -> str | None:
 
 
 def _file_hash(path: str | None) -> str | None:
-    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(*parts: Any) -> str:

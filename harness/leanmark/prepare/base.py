@@ -14,15 +14,25 @@ def make_base(workload: Workload, context: Context) -> TorchModel | Program:
     """The workload's fp32 model: read from its file, or built and, if it says so, trained."""
     if workload.onnx is not None:
         return Program(_with_weights_inside(Path(workload.onnx)))
-    import torch
-
     assert workload.model is not None
-    torch.manual_seed(context.seed)
+    seed_generators(context.seed)
     config = dict(workload.config or {})
     model = TorchModel(build(workload.model, config), workload.model, config)
     if workload.train is not None:
         _train(model, dict(workload.train), context)
     return model.with_module(model.module)
+
+
+def seed_generators(seed: int) -> None:
+    """Every generator that a user's function may draw from without saying so."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _train(model: TorchModel, settings: dict[str, Any], context: Context) -> None:

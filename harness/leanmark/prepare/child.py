@@ -14,6 +14,7 @@ from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
 from leanmark.jsonable import from_json, to_json
 from leanmark.prepare import origins
 from leanmark.prepare.artifacts import Origin, Store, make_keys
+from leanmark.prepare.origins import Seen
 from leanmark.prepare.recipe import Prepared, Trial, prepare
 from leanmark.registry import Workload
 from leanmark.results import Status, StepSpec
@@ -32,18 +33,18 @@ def main(descriptor: int, *paths: str) -> None:
 
 def _answer(message: dict[str, Any], channel: Channel) -> None:
     _one_thread()
-    for plugin in message["plugins"]:
-        registry.load_plugin(plugin)
-    workload, store = Workload(**message["workload"]), Store(Path(message["store"]))
+    store = Store(Path(message["store"]))
 
     def progress(fraction: float, text: str) -> None:
         channel.send({"progress": fraction, "text": text})
 
     try:
         if "seeds" in message:
-            channel.send({"origins": _look(workload, message["seeds"], store)})
+            channel.send({"seen": to_json(_look(message, store))})
             return
-        prepared = prepare(_trial(workload, message), store, progress)
+        for plugin in message["plugins"]:
+            registry.load_plugin(plugin)
+        prepared = prepare(_trial(message), store, progress)
     except StorageFull as error:
         channel.send({"full": str(error.where)})
         return
@@ -62,22 +63,26 @@ def _answer(message: dict[str, Any], channel: Channel) -> None:
     channel.send({"prepared": to_json(prepared)})
 
 
-def _trial(workload: Workload, message: dict[str, Any]) -> Trial:
+def _trial(message: dict[str, Any]) -> Trial:
     return Trial(
-        workload,
+        Workload(**message["workload"]),
         tuple(StepSpec(name, params) for name, params in message["steps"]),
         message["seed"],
         tuple(StepSpec(name, params) for name, params in message["reference"]),
         None if message["origin"] is None else from_json(Origin, message["origin"]),
+        message["steps_hash"],
     )
 
 
-def _look(workload: Workload, seeds: list[int], store: Store) -> list[Any]:
-    """The origin of every seed; the splits are stored at once, so that no trial asks for them again."""
-    found, made = origins.look(workload, seeds)
-    for key in {make_keys(workload, (), seed, origin).splits for seed, origin in found.items()}:
+def _look(message: dict[str, Any], store: Store) -> Seen:
+    """What a user's code makes; a workload's splits are stored at once, so that no trial asks for them again."""
+    if message["workload"] is None:
+        return origins.look_at_plugins(message["plugins"])
+    workload = Workload(**message["workload"])
+    seen, made = origins.look_at_workload(workload, message["seeds"])
+    for key in {make_keys(workload, (), seed, origin).splits for seed, origin in seen.origins.items()}:
         origins.keep_splits(store, key, workload, made)
-    return [to_json(found[seed]) for seed in seeds]
+    return seen
 
 
 def _one_thread() -> None:

@@ -1,24 +1,32 @@
-"""What a workload's own code makes, by content: its splits, and its model as it is built.
+"""What a user's own code makes and is, by content: splits, models as they are built, modules, files that were read.
 
-A user's functions may read files that no key of the store can know of, so before anything
-is looked up they are called, and what they give goes into the keys.
+A user's functions import what they like and read files that no key of the store can know of.
+So before anything is looked up they are called, in a child process, and what is seen goes
+into the keys.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from hashlib import sha256
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import leanmark
+from leanmark import registry
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.jsonable import canonical_json
-from leanmark.prepare.artifacts import Origin, Store
+from leanmark.prepare.artifacts import Origin, Store, own_path
+from leanmark.prepare.base import seed_generators
+from leanmark.prepare.sources import file_digest
 from leanmark.registry import Workload
 from leanmark.stages import Split, build
 from leanmark.workloads import split_store, splits
@@ -29,6 +37,21 @@ if TYPE_CHECKING:
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _NESTED = 4  # so deep are containers looked into
 _PARTS = ("_parameters", "_buffers", "_modules")
+_CODE = (".py", ".pyc", ".so")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a user's code showed.
+
+    origins: of a workload, by seed. steps: a hash of the plug-ins' code. imported: files of modules that are
+    not installed; read: other files.
+    """
+
+    origins: Mapping[int, Origin] = field(default_factory=dict[int, Origin])
+    steps: str = ""
+    imported: tuple[Path, ...] = ()
+    read: tuple[Path, ...] = ()
 
 
 def has_own_code(workload: Workload) -> bool:
@@ -37,52 +60,31 @@ def has_own_code(workload: Workload) -> bool:
     return workload.onnx is None and any(not name.startswith("leanmark.") for name in named)
 
 
-def look(workload: Workload, seeds: Sequence[int]) -> tuple[dict[int, Origin], dict[str, Split]]:
-    """What its functions make now: the origin of each seed, and the splits. Raises whatever they raise."""
-    import torch
-
+def look_at_workload(workload: Workload, seeds: Sequence[int]) -> tuple[Seen, dict[str, Split]]:
+    """What its functions make now, and the splits themselves. Raises whatever they raise."""
     assert workload.model is not None
     built: dict[int, tuple[str, str]] = {}
     with files_read() as files:
         for seed in seeds:
-            torch.manual_seed(seed)
+            seed_generators(seed)
             built[seed] = hashes_of(build(workload.model, dict(workload.config or {})))
-    read = [sha256(path.read_bytes()).hexdigest() for path in files]
-    made = splits.load(workload)
+        read = [[own_path(path), _file(path)] for path in files if _is_data(path)]
+        seed_generators(0)
+        made = splits.load(workload)
     data = _hash(sorted(split_store.check_disjoint(made).items()))
-    return {seed: Origin(data, weights, _hash([rest, read])) for seed, (weights, rest) in built.items()}, made
+    code, imported = own_modules()
+    found = {seed: Origin(data, weights, _hash([rest, read, code])) for seed, (weights, rest) in built.items()}
+    return Seen(found, "", tuple(imported), tuple(filter(_is_data, files))), made
 
 
-@contextlib.contextmanager
-def files_read() -> Generator[list[Path]]:
-    """The files that Python code opens to read meanwhile, each once: what may be in a module's globals then.
-
-    Not those of installed packages, of Python and of the system; nor what a library maps by itself, such as
-    safetensors, which is seen by the weights that it makes.
-    """
-    opened: dict[Path, None] = {}
-    found: list[Path] = []
-    done = False
-
-    def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and not done and isinstance(arguments[0], (str, bytes, os.PathLike)):
-            reads = "r" in arguments[1] if arguments[1] else not arguments[2] & os.O_WRONLY
-            if reads:
-                opened[Path(os.fsdecode(arguments[0])).absolute()] = None
-
-    sys.addaudithook(note)  # for good, so it minds whether it is still wanted
-    try:
-        yield found
-    finally:
-        done = True
-        found += [path for path in opened if _is_data(path)]
-
-
-def _is_data(path: Path) -> bool:
-    places = {Path(sys.prefix), Path(sys.base_prefix), *map(Path, ("/proc", "/sys", "/dev", "/etc", "/usr"))}
-    installed = {"site-packages", "dist-packages"} & set(path.parts)
-    is_code = path.suffix in (".py", ".pyc", ".so", ".pth")
-    return path.is_file() and not is_code and not installed and not any(map(path.is_relative_to, places))
+def look_at_plugins(plugins: Sequence[str]) -> Seen:
+    """What their modules are and import, and the files that they read meanwhile. Raises whatever they raise."""
+    with files_read() as files:
+        for plugin in plugins:
+            registry.load_plugin(plugin)
+    read = [path for path in files if _is_data(path)]
+    code, imported = own_modules()
+    return Seen({}, _hash([code, [[own_path(path), _file(path)] for path in read]]), tuple(imported), tuple(read))
 
 
 def keep_splits(store: Store, key: str, workload: Workload, made: Mapping[str, Split] | None = None) -> None:
@@ -97,11 +99,86 @@ def keep_splits(store: Store, key: str, workload: Workload, made: Mapping[str, S
             (folder / "splits").rename(root)
 
 
+# --- code and files ---------------------------------------------------------------
+
+
+def own_modules() -> tuple[list[list[str]], list[Path]]:
+    """Every imported module that is not installed with a hash of its source, installed packages with their versions;
+    and the files of the first."""
+    facts: list[list[str]] = []
+    files: list[Path] = []
+    shipped = Path(leanmark.__file__).parent
+    for name, module in sorted(sys.modules.items()):
+        where = getattr(module, "__file__", None)
+        if name == "__main__" or not isinstance(where, str):
+            continue
+        path = Path(where).absolute()
+        if _is_installed(path):
+            version = getattr(module, "__version__", None)
+            if "." not in name and isinstance(version, str):
+                facts.append([name, version])
+        elif path.is_file() and not path.is_relative_to(shipped):
+            facts.append([name, file_digest(path)])
+            files.append(path)
+    return facts, files
+
+
+@contextlib.contextmanager
+def files_read() -> Generator[list[Path]]:
+    """The files that Python code opens to read meanwhile, each once.
+
+    Not what a library maps by itself, such as safetensors: that is seen by the weights that it makes.
+    """
+    found: list[Path] = []
+    seen: set[Path] = set()
+    done = False
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and not done and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            reads = "r" in arguments[1] if arguments[1] else not arguments[2] & os.O_WRONLY
+            path = Path(os.fsdecode(arguments[0])).absolute()
+            if reads and path not in seen:
+                seen.add(path)
+                found.append(path)
+
+    sys.addaudithook(note)  # for good, so it minds whether it is still wanted
+    try:
+        yield found
+    finally:
+        done = True
+
+
+def data_read(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """Those of the files that are data, by a path that holds for any checkout, with hashes of their content."""
+    return [(own_path(path), _file(path)) for path in files if _is_data(path)]
+
+
+def _is_data(path: Path) -> bool:
+    if path.suffix in _CODE or not path.is_file() or _is_installed(path):
+        return False
+    system = ("/proc", "/sys", "/dev", "/etc", "/usr", tempfile.gettempdir(), sys.prefix)
+    return path.is_relative_to(Path.cwd()) or not any(map(path.is_relative_to, system))
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a file is Python's own or lies in an installed package."""
+    libraries = {Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")}
+    return bool({"site-packages", "dist-packages"} & set(path.parts)) or any(map(path.is_relative_to, libraries))
+
+
+def _file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- values -----------------------------------------------------------------------
+
+
 def hashes_of(module: nn.Module) -> tuple[str, str]:
     """Of a module's weights, and of everything else in it that is data: what an artifact does not hold."""
     state = module.state_dict()
     weights = _hash([[name, described(state[name])] for name in sorted(state)])
-    rest: list[Any] = [[name, str(value.dtype), list(value.shape)] for name, value in sorted(state.items())]
+    rest: list[Any] = [[name, *_shape(value)] for name, value in sorted(state.items())]
     for name, part in module.named_modules():
         buffers = dict(part.named_buffers(recurse=False))
         passing = {key: value for key, value in buffers.items() if f"{name}.{key}".lstrip(".") not in state}
@@ -112,26 +189,34 @@ def hashes_of(module: nn.Module) -> tuple[str, str]:
 
 def described(value: Any, depth: int = _NESTED) -> Any:
     """A value as JSON that is another where the value is; of what is no data, its type."""
+    import torch
+
     if isinstance(value, _PLAIN):
         return repr(value)
-    if hasattr(value, "detach"):
-        import torch
-
-        flat = value.detach().cpu().contiguous().flatten()
-        return [str(value.dtype), list(value.shape), _digest(flat.view(torch.uint8).numpy())]
-    if isinstance(value, np.ndarray):
+    if isinstance(value, torch.Tensor):
+        try:
+            flat = value.detach().cpu().contiguous().flatten()
+            return [*_shape(value), _digest(flat.view(torch.uint8).numpy())]
+        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantized, without data
+            return [*_shape(value), str(value.layout)]
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
         return [value.dtype.name, list(value.shape), _digest(value)]
     if depth and isinstance(value, Mapping):
-        return sorted([repr(key), described(item, depth - 1)] for key, item in value.items())
+        named = [[described(key, 1), described(item, depth - 1)] for key, item in value.items()]
+        return sorted(named, key=canonical_json)
     if depth and isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[Any] = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-        return [described(item, depth - 1) for item in items]
+        items = [described(item, depth - 1) for item in value]
+        return sorted(items, key=canonical_json) if isinstance(value, (set, frozenset)) else items
     return type(value).__qualname__
 
 
+def _shape(value: Any) -> list[Any]:
+    return [str(getattr(value, "dtype", "")), list(getattr(value, "shape", ()))]
+
+
 def _digest(array: Array) -> str:
-    return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _hash(facts: Any) -> str:
-    return sha256(canonical_json(facts).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()

@@ -6,8 +6,9 @@ makes does not depend on what was cached.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from leanmark.errors import InvalidInput, PreparationError
 from leanmark.host import peak_rss_bytes
 from leanmark.jsonable import from_json, to_json
 from leanmark.prepare import origins
-from leanmark.prepare.artifacts import Entry, Keys, Origin, Store, make_keys
+from leanmark.prepare.artifacts import Entry, Keys, Origin, Store, is_shipped, make_keys
 from leanmark.prepare.base import make_base
 from leanmark.registry import Workload
 from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec
@@ -41,7 +42,7 @@ class Trial:
 
     reference: the steps from the base model to what evidence compares with, which
     is the unmodified model as the same target runs it. origin: what the workload's
-    own functions make, where it has any.
+    own functions make, where it has any. plugins: a hash of the code of the suite's own steps.
     """
 
     workload: Workload
@@ -49,10 +50,11 @@ class Trial:
     seed: int
     reference: tuple[StepSpec, ...] = ()
     origin: Origin | None = None
+    plugins: str = ""
 
     def keys(self) -> Keys:
         """The keys of the trial's artifacts."""
-        return make_keys(self.workload, self.steps, self.seed, self.origin)
+        return make_keys(self.workload, self.steps, self.seed, self.origin, self.plugins)
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,14 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
     step = registry.get_step(spec.name)
     source = store.open(before.content)
 
+    read: list[Path] = []
+
     def run() -> TorchModel | Program:
         context.progress(0.0, spec.name)
-        stage = step.function(source.load(), context, **step.parameters(**spec.params).model_dump())
+        none: list[Path] = []
+        with contextlib.nullcontext(none) if is_shipped(step.function) else origins.files_read() as files:
+            stage = step.function(source.load(), context, **step.parameters(**spec.params).model_dump())
+        read.extend(files)
         wanted = step.produces or source.stage
         if not isinstance(stage, (TorchModel, Program)) or not isinstance(stage, wanted):
             raise PreparationError(f"{spec.name} returned {type(stage).__name__}, not a {wanted.__name__}")
@@ -188,7 +195,7 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
             difference = _answers_moved(source.load(), stage, context)
         return (_counts(stage, context) if isinstance(stage, TorchModel) else before.counts), difference
 
-    return _make(key, store, run, facts)
+    return _make(key, store, run, facts, read)
 
 
 def _make(
@@ -196,6 +203,7 @@ def _make(
     store: Store,
     run: Callable[[], TorchModel | Program],
     facts: Callable[[TorchModel | Program], tuple[Mapping[str, int | None], float | None]],
+    read: Sequence[Path] = (),
 ) -> Entry:
     with store.lock(key):
         entry = store.get(key)
@@ -206,10 +214,11 @@ def _make(
         seconds = time.perf_counter() - started
         peak = peak_rss_bytes()
         counts, difference = facts(stage)
+        files = tuple(origins.data_read(read))
         return store.put(
             key,
             lambda folder: save(stage, folder),
-            lambda content: Entry(content, seconds, peak, counts, difference),
+            lambda content: Entry(content, seconds, peak, counts, difference, files),
         )
 
 
@@ -334,6 +343,7 @@ def trial_message(trial: Trial, store: Store, plugins: tuple[str, ...]) -> dict[
         "reference": reference,
         "seed": trial.seed,
         "origin": None if trial.origin is None else to_json(trial.origin),
+        "steps_hash": trial.plugins,
         "store": str(store.root),
         "plugins": list(plugins),
     }

@@ -84,6 +84,11 @@ class _Source:
         return found
 
 
+def file_digest(path: Path) -> str:
+    """A hash of a module's file: of its syntax tree, or of its bytes where it is none of Python's."""
+    return _source(path).digest
+
+
 def _source(path: Path) -> _Source:
     status = path.stat()
     return _remembered(path, (status.st_mtime_ns, status.st_size))

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from leanmark.publish.numbers import plural
 from leanmark.results import Footprint, Interval, Quality, Result, Role, Run, Status, StepSpec, Target
@@ -296,9 +296,8 @@ def statuses(table: Iterable[Row]) -> dict[Status, int]:
     return {status: number for status, number in counted.items() if number}
 
 
-def machine(run: Run) -> str:
+def machine(environment: Mapping[str, Any]) -> str:
     """Where a run was measured: processor, cores, system."""
-    environment = run.environment
     cores = environment.get("cores")
     known = (
         environment.get("cpu"),
@@ -308,11 +307,11 @@ def machine(run: Run) -> str:
     return ", ".join(str(part) for part in known if part) or "an unknown machine"
 
 
-def versions(run: Run) -> dict[str, str]:
+def versions(environment: Mapping[str, Any]) -> dict[str, str]:
     """Version by distribution, Python included."""
-    found = run.environment.get("versions")
+    found = environment.get("versions")
     libraries = {str(name): str(version) for name, version in found.items()} if isinstance(found, Mapping) else {}
-    python = run.environment.get("python")
+    python = environment.get("python")
     return ({"python": str(python)} if python else {}) | libraries
 
 

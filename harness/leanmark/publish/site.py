@@ -139,8 +139,8 @@ class Page:
             margin=leaderboard.QUALITY_MARGIN,
             latency_title=leaderboard.LATENCY_TITLE,
             eager_title=leaderboard.EAGER_TITLE,
-            machine=leaderboard.machine(run),
-            versions=leaderboard.versions(run),
+            machine=leaderboard.machine(run.environment),
+            versions=leaderboard.versions(run.environment),
             commit=leaderboard.commit(run),
             environment=list(flat(run.environment)),
             plot_data=self.plot_data,
@@ -258,7 +258,14 @@ def _moment(started: str) -> str:
 
 def _words(row: Row) -> str:
     """What the page's search looks through."""
-    parts = (row.variant, row.group.workload, row.group.target.id, *row.families, *(step.name for step in row.steps))
+    parts = (
+        row.id,
+        row.variant,
+        row.group.workload,
+        row.group.target.id,
+        *row.families,
+        *(step.name for step in row.steps),
+    )
     words = [*(visible(part, 120) for part in parts), row.status.value, row.result.reason]
     return visible(" ".join(words), 600).lower()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from leanmark.publish import leaderboard, numbers
 from leanmark.publish.leaderboard import EAGER_TITLE, LATENCY_TITLE, Group, Row
@@ -143,8 +143,7 @@ def _indented(text: Text) -> Padding:
 
 
 def _footer(run: Run, table: Sequence[Row]) -> Iterator[str]:
-    libraries = ", ".join(f"{name} {version}" for name, version in leaderboard.versions(run).items())
-    yield visible(f"Measured on {leaderboard.machine(run)}; {libraries or 'versions unknown'}", 600)
+    yield measured_on(run.environment)
     yield visible(f"Run {run.id}, started {run.started}, took {numbers.seconds(run.seconds)}: {run.command}", 600)
     seen = leaderboard.sensitivity(table)
     if seen is not None:
@@ -154,6 +153,12 @@ def _footer(run: Run, table: Sequence[Row]) -> Iterator[str]:
             f"({numbers.percent(seen.smallest)} to {numbers.percent(seen.largest)})"
         )
     yield "Ratios below 1x are faster. * on the Pareto front of latency and quality"
+
+
+def measured_on(environment: Mapping[str, Any]) -> str:
+    """The machine and the versions, in one line."""
+    libraries = ", ".join(f"{name} {version}" for name, version in leaderboard.versions(environment).items())
+    return visible(f"Measured on {leaderboard.machine(environment)}; {libraries or 'versions unknown'}", 600)
 
 
 def markdown(run: Run) -> str:

@@ -1,27 +1,24 @@
-"""What the gate says, for the terminal, a pull request, JUnit and GitHub; all from a `Judgement`."""
+"""What the gate says, for the terminal, JUnit and GitHub; all from a `Judgement`. See `comment` for pull requests."""
 
 from __future__ import annotations
 
+import shlex
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 from xml.etree import ElementTree
 
-from leanmark.errors import EXIT_NOTHING_TO_COMPARE
 from leanmark.jsonable import Json, to_json
 from leanmark.judgement import Basis, Change, Judgement
 from leanmark.publish import numbers
 from leanmark.publish.numbers import Figure, plural, visible
-from leanmark.publish.summary import code, table_line
-from leanmark.results import Run, Verdict
+from leanmark.results import SCHEMA_VERSION, Run, Verdict
 from leanmark.rules import CELL
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Where a comment is looked for that is to be replaced by the next one.
-MARKER: Final = "<!-- leanmark gate {suite} -->"
 _RATIOS: Final = ("latency", "cold_start", "memory", "size", "compressed_size", "parameters", "macs")
 _WORDS: Final = {"cold_start": "cold start", "compressed_size": "compressed size", "macs": "MACs"}
 _COLOURS: Final = {
@@ -40,7 +37,6 @@ _ORDER: Final = (
     Verdict.NEW,
     Verdict.UNCHANGED,
 )
-_MOST_CHARACTERS: Final = 60_000  # GitHub takes 65,536 in a comment
 
 
 def headline(judgement: Judgement) -> str:
@@ -53,9 +49,27 @@ def headline(judgement: Judgement) -> str:
     if judgement.inconclusive:
         return f"undecided: {plural(len(judgement.inconclusive), 'figure')} in {compared}"
     if judgement.exit_code:
-        return f"nothing to compare: no cell is in {against} too"
+        return f"nothing to compare: no cell can be compared with {against}"
     improved = sum(change.verdict is Verdict.IMPROVED for change in judgement.changes)
-    return f"passed: nothing got worse in {compared}" + (f"; {plural(improved, 'figure')} improved" if improved else "")
+    allowed = sum(bool(change.allowed) for change in judgement.changes)
+    worse = f"nothing but what is allowed ({plural(allowed, 'figure')})" if allowed else "nothing"
+    return f"passed: {worse} got worse in {compared}" + (f"; {plural(improved, 'figure')} improved" if improved else "")
+
+
+def grounds(judgement: Judgement) -> Iterator[str]:
+    """What the verdicts on latency rest on, a line for each of those that it was compared with."""
+    for against in judgement.against:
+        changes = [item for item in judgement.changes if (item.metric, item.against) == ("latency", against)]
+        left = [item for item in judgement.unjudged if (item.metric, item.against) == ("latency", against)]
+        parts: list[str] = []
+        for basis in dict.fromkeys(item.basis for item in changes):
+            found = [item for item in changes if item.basis is basis]
+            tolerances = sorted({item.tolerance for item in found if item.tolerance is not None})
+            allowed = " and ".join(f"{100 * value:g} %" for value in tolerances)
+            parts.append(f"{basis.value} for {plural(len(found), 'cell')}, tolerance {allowed}")
+        parts += [f"not judged for {plural(len(left), 'cell')}: {left[0].reason}"] if left else []
+        if parts:
+            yield f"latency against {against}: {'; '.join(parts)}"
 
 
 def amount(change: Change) -> Figure:
@@ -65,11 +79,18 @@ def amount(change: Change) -> Figure:
         return Figure("none" if change.verdict is Verdict.UNCHANGED else numbers.MISSING)
     if change.metric in _RATIOS:
         parts, unit = [100 * (value - 1) for value in (found.value, found.low, found.high)], "%"
-    else:
+    elif _is_percentage(change):
         parts, unit = [100 * value for value in (found.value, found.low, found.high)], "pp"
-    places = 2 if max(map(abs, parts)) < 1 else 1
+    else:
+        parts, unit = [found.value, found.low, found.high], ""
+    places = (3 if not unit else 2) if max(map(abs, parts)) < 1 else 1
     value, low, high = (numbers.signed(part, places) for part in parts)
-    return Figure(f"{value} {unit}", "" if found.low == found.high else f"[{low}, {high}]")
+    return Figure(f"{value} {unit}".rstrip(), "" if found.low == found.high else f"[{low}, {high}]")
+
+
+def _is_percentage(change: Change) -> bool:
+    """Whether quality is of a metric that is shown in percent."""
+    return not change.scored or numbers.is_percentage(change.scored)
 
 
 def metric(change: Change) -> str:
@@ -85,69 +106,86 @@ def what(change: Change) -> str:
     if change.change is not None:
         parts.append(str(amount(change)))
     if change.before is not None and change.after is not None:
-        parts.append(f"{_absolute(change.metric, change.before)} to {_absolute(change.metric, change.after)}")
+        parts.append(f"{_absolute(change, change.before)} to {_absolute(change, change.after)}")
     if change.tolerance is not None:
-        parts.append(f"tolerance {_tolerance(change)}")
-    parts.append(
-        _ground(change) + (f" at {100 * change.change.level:.5g} %" if change.change and _is_duel(change) else "")
-    )
+        parts.append(f"tolerance {tolerance(change)}")
+    parts.append(ground(change))
     parts += filter(None, [change.reason, f"would decide: {change.wanted}" if change.wanted else ""])
     return "; ".join(parts)
 
 
-def _is_duel(change: Change) -> bool:
-    return change.basis is Basis.DUEL and change.change is not None
+def ground(change: Change) -> str:
+    """What a verdict rests on, how much of it there is, and the level of its interval."""
+    found, basis = change.change, change.basis.value
+    if found is not None and change.basis is Basis.DUEL:
+        taken = "" if change.seconds is None else f" in {change.seconds:.3g} s of turns a side"
+        return f"{basis} of {plural(found.n, 'launch', 'launches')}{taken} at {100 * found.level:.5g} %"
+    if found is not None and change.metric == "quality":
+        scored = f"{change.scored} on " if change.scored else ""
+        return f"{scored}{basis} ({found.n:,}) at {100 * found.level:.5g} %"
+    return basis
 
 
-def _ground(change: Change) -> str:
-    """What a verdict rests on, and how much of it there is."""
-    launches = f" of {change.change.n} launches" if change.change is not None and _is_duel(change) else ""
-    return change.basis.value + launches
-
-
-def _tolerance(change: Change) -> str:
+def tolerance(change: Change) -> str:
+    """What a change may be, with its unit."""
     assert change.tolerance is not None
+    if change.metric == "quality" and not _is_percentage(change):
+        return f"{change.tolerance:g}"
     return f"{100 * change.tolerance:g} {'pp' if change.metric == 'quality' else '%'}"
 
 
-def _absolute(name: str, value: float) -> str:
-    if name in ("size", "compressed_size"):
+def _absolute(change: Change, value: float) -> str:
+    if change.metric in ("size", "compressed_size"):
         return numbers.size(value)
-    if name in ("parameters", "macs"):
+    if change.metric in ("parameters", "macs"):
         return numbers.count(value)
-    return f"{100 * value:.1f} %" if name == "quality" else numbers.seconds(value)
+    if change.metric == "quality":
+        return f"{100 * value:.1f} %" if _is_percentage(change) else f"{value:.4g}"
+    return numbers.seconds(value)
 
 
-def _sorted(changes: Iterable[Change]) -> list[Change]:
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """The worst first, what is allowed last."""
     return sorted(changes, key=lambda change: (bool(change.allowed), _ORDER.index(change.verdict)))
 
 
-def _counts(judgement: Judgement) -> str:
+def counts(judgement: Judgement) -> str:
+    """How many verdicts there are of each kind."""
     counted = {verdict: sum(change.verdict is verdict for change in judgement.changes) for verdict in _ORDER}
     words = [f"{count} {verdict.value}" for verdict, count in counted.items() if count]
     return ", ".join([*words, *([f"{len(judgement.unjudged)} not judged"] if judgement.unjudged else [])])
 
 
-def _matters(change: Change) -> bool:
+def matters(change: Change) -> bool:
+    """Whether a reader must see it."""
     return change.verdict not in (Verdict.UNCHANGED, Verdict.NEW, Verdict.IMPROVED)
 
 
 def as_json(judgement: Judgement) -> dict[str, Json]:
     """Everything as JSON values."""
-    return {"headline": headline(judgement), "exit_code": judgement.exit_code, **to_json(judgement)}
+    said = {"headline": headline(judgement), "exit_code": judgement.exit_code}
+    return {"schema_version": SCHEMA_VERSION, **said, **to_json(judgement)}
 
 
 # --- terminal ---------------------------------------------------------------------
 
 
 def print_judgement(judgement: Judgement, console: Console, *, everything: bool = False) -> None:
-    """The headline, what matters in full, counts of the rest; `everything` prints the rest too."""
+    """The headline, what speaks against it, what matters in full, counts of the rest; `everything` prints that too."""
     from rich.text import Text
 
     style = "bold red" if judgement.findings else "bold yellow" if judgement.exit_code else "bold green"
     console.print(Text(visible(f"{judgement.suite}: {headline(judgement)}", 600), style=style))
-    for change in _sorted(judgement.changes):
-        if not (everything or _matters(change) or change.verdict is Verdict.IMPROVED):
+    _print_changes(judgement, console, everything=everything)
+
+
+def _print_changes(judgement: Judgement, console: Console, *, everything: bool) -> None:
+    from rich.text import Text
+
+    for note in judgement.notes:
+        console.print(Text(visible(f"! {note}", 600), style="yellow"))
+    for change in in_order(judgement.changes):
+        if not (everything or matters(change) or change.verdict is Verdict.IMPROVED):
             continue
         word = Text(change.verdict.value, style=_COLOURS.get(change.verdict, ""))
         against = f"  against {visible(change.against, 80)}" if len(judgement.against) > 1 else ""
@@ -155,92 +193,40 @@ def print_judgement(judgement: Judgement, console: Console, *, everything: bool 
         for text in (what(change), change.allowed and f"allowed: {change.allowed}"):
             for part in textwrap.wrap(visible(text, 600), max(20, console.width - 4)):
                 console.print(Text(f"    {part}", style="dim"), soft_wrap=True)
-    if everything:
-        for item in judgement.unjudged:
+    for item in judgement.unjudged:
+        if everything or item.was_fine:
             console.print(Text(visible(f"not judged  {item.cell}  {item.metric}: {item.reason}", 600), style="dim"))
-    for note in judgement.notes:
-        console.print(Text(visible(f"! {note}", 600), style="yellow"))
-    console.print(Text(_counts(judgement), style="dim"))
+    for line in grounds(judgement):
+        console.print(Text(visible(line, 600), style="dim"))
+    console.print(Text(counts(judgement), style="dim"))
 
 
-def print_measured(run: Run, console: Console) -> None:
+def print_comparison(judgement: Judgement, console: Console) -> None:
+    """Two runs side by side, for reading: what is worse and better, without a verdict on the whole."""
+    from rich.text import Text
+
+    found = {verdict: sum(item.verdict is verdict for item in judgement.changes) for verdict in _ORDER}
+    worse = sum(found[verdict] for verdict in _ORDER if verdict.is_finding)
+    head = f"{judgement.suite}: {judgement.run} against {' and '.join(judgement.against)}: {worse} worse"
+    head += (
+        f", {found[Verdict.IMPROVED]} better, {found[Verdict.INCONCLUSIVE]} open, {found[Verdict.UNCHANGED]} the same"
+    )
+    console.print(Text(visible(head, 600), style="bold"))
+    _print_changes(judgement, console, everything=True)
+
+
+def print_measured(run: Run, folder: Path, console: Console) -> None:
     """What was measured beside another version, and how to have it judged."""
     for base in run.bases:
         same = sum(bool(item.same) for item in base.comparisons.values())
         shown = (
             f"{plural(len(run.results), 'cell')} beside {base.name}: {same} the same, {len(run.results) - same} others"
         )
-        console.print(f"{visible(shown, 300)}. Judge it with: leanmark gate {run.id}", markup=False, soft_wrap=True)
+        console.print(f"{visible(shown, 300)}.", markup=False, soft_wrap=True)
         for note in base.notes:
             console.print(f"! {visible(note, 600)}", markup=False, soft_wrap=True)
-
-
-# --- Markdown ---------------------------------------------------------------------
-
-
-def markdown(judgement: Judgement, pages: str | None = None) -> str:
-    """A pull-request comment: the headline, the few cells that matter, the rest folded.
-
-    pages: the address of the run's page, to which each cell is linked. Text from the run stands in code spans only.
-    """
-    mark = MARKER.format(suite=quote(judgement.suite[:80], safe=""))
-    word = "Failed" if judgement.findings else "Undecided" if judgement.inconclusive else "Passed"
-    if judgement.exit_code == EXIT_NOTHING_TO_COMPARE:
-        word = "Nothing to compare"
-    several = len(judgement.against) > 1
-    matter = _sorted(change for change in judgement.changes if _matters(change))
-    rest = _sorted(change for change in judgement.changes if not _matters(change))
-    head = [mark, f"### {word}: {code(judgement.suite, 80)}", "", code(headline(judgement), 400), ""]
-    commit = f" of commit {code(judgement.commit[:10], 20)}" if judgement.commit else ""
-    tail = ["", f"<sub>run {code(judgement.run, 100)}{commit}</sub>", ""]
-    left = _MOST_CHARACTERS - sum(len(line) + 1 for line in (*head, *tail))
-    notes = _fitting([f"> [!NOTE]\n> {code(note, 400)}\n" for note in judgement.notes], left // 4)
-    first = _fitting([*_table(matter, pages, several)] if matter else [], left // 2)
-    folded = [*(_table(rest, pages, several) if rest else ()), ""]
-    folded += [
-        f"- not judged: {code(item.cell, 200)} {item.metric}: {code(item.reason, 300)}" for item in judgement.unjudged
-    ]
-    left -= sum(len(line) + 1 for line in (*notes, *first)) + 200
-    lines = [*head, *first, "", *notes]
-    if rest or judgement.unjudged:
-        opening = ["<details>", f"<summary>{_counts(judgement)}</summary>", ""]
-        lines += [*opening, *_fitting(folded, left), "", "</details>"]
-    return "\n".join([*lines, *tail])
-
-
-def _fitting(lines: Sequence[str], characters: int) -> list[str]:
-    """As many of the lines as fit, and how many do not."""
-    kept: list[str] = []
-    for number, line in enumerate(lines):
-        characters -= len(line) + 1
-        if characters < 0:
-            return [*kept, "", f"and {len(lines) - number} more lines"]
-        kept.append(line)
-    return kept
-
-
-def _table(changes: Sequence[Change], pages: str | None, several: bool) -> Iterator[str]:
-    """One row a change; `several` says that it takes a column to tell what it is compared with."""
-    against = ("against",) if several else ()
-    yield table_line(("cell", "metric", *against, "verdict", "change", "tolerance", "ground"))
-    yield table_line(("---", "---", *["---" for _ in against], "---", "--:", "--:", "---"))
-    for change in changes:
-        name = code(change.cell, 200)
-        if pages is not None:
-            name = f"[{name}]({pages}#q={quote(change.cell[:200], safe='')})"
-        verdict = change.verdict.value if change.verdict is Verdict.UNCHANGED else f"**{change.verdict.value}**"
-        reason = "; ".join(filter(None, [change.reason, change.wanted and f"would decide: {change.wanted}"]))
-        yield table_line(
-            (
-                name,
-                metric(change),
-                *([code(change.against, 80)] if several else []),
-                verdict + (f", allowed: {code(change.allowed, 200)}" if change.allowed else ""),
-                "" if change.metric == CELL else str(amount(change)),
-                "" if change.tolerance is None else _tolerance(change),
-                _ground(change) + (f": {code(reason, 300)}" if reason else ""),
-            )
-        )
+    command = shlex.join(["leanmark", "gate", str(folder)])
+    console.print(f"Judge it with: {visible(command, 600)}", markup=False, soft_wrap=True, highlight=False)
 
 
 # --- JUnit ------------------------------------------------------------------------
@@ -283,9 +269,10 @@ def _case(suite: ElementTree.Element, cell: str, name: str) -> ElementTree.Eleme
 
 
 def workflow_commands(judgement: Judgement) -> list[str]:
-    """Workflow commands, one for each finding and each undecided figure."""
-    lines = [_annotation("error", change) for change in _sorted(judgement.findings)]
-    return [*lines, *(_annotation("warning", change) for change in _sorted(judgement.inconclusive))]
+    """Workflow commands, one for each finding, each undecided figure and each note."""
+    lines = [_annotation("error", change) for change in in_order(judgement.findings)]
+    lines += [_annotation("warning", change) for change in in_order(judgement.inconclusive)]
+    return [*lines, *(f"::warning title=leanmark::{_escaped(note)}" for note in judgement.notes)]
 
 
 def _annotation(kind: str, change: Change) -> str:
