@@ -38,22 +38,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """A suite that was asked for."""
-    if file_path.suffix in (".yaml", ".yml"):
-        invocation = parent.config.invocation_params
-        here = invocation.dir.resolve()
-        named = [(here / str(argument).split("::")[0]).resolve() for argument in invocation.args]
-        within = any(item in file_path.parents and item != here for item in named)
-        if file_path in named or (within and _is_suite(file_path)):  # named itself, it may begin with anything
-            return SuiteFile.from_parent(parent, path=file_path)
+    if file_path.suffix in (".yaml", ".yml") and _is_asked_for(file_path, parent.config) and _is_suite(file_path):
+        return SuiteFile.from_parent(parent, path=file_path)
     return None
 
 
+def _is_asked_for(path: Path, config: pytest.Config) -> bool:
+    invocation = config.invocation_params
+    named = [(invocation.dir / str(argument).split("::")[0]).resolve() for argument in invocation.args]
+    return any(item == path or (item in path.parents and item != invocation.dir.resolve()) for item in named)
+
+
 def _is_suite(path: Path) -> bool:
-    """Whether its first line that says something is a suite's."""
+    """Whether a suite's name is one of its keys: other plug-ins have YAML files too."""
     with path.open("rb") as file:
-        lines = file.read(_HEAD_BYTES).decode(errors="replace").splitlines()
-    said = (line for line in lines if line.strip() and not line.lstrip().startswith("#") and line.strip() != "---")
-    return next(said, "").startswith("suite:")
+        return any(line.startswith(b"suite:") for line in file.read(_HEAD_BYTES).splitlines())
 
 
 class SuiteFile(pytest.File):

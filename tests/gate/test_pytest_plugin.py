@@ -35,7 +35,7 @@ def test_cells_are_items_and_results_are_benchmarks(project: Project):
     assert "Name (time in" in done.stdout, "pytest-benchmark prints its table"
     (benchmark,) = json.loads((project.folder / "bench.log").read_text())["benchmarks"]
     assert benchmark["fullname"] == CELL.format("plain")
-    assert benchmark["stats"]["rounds"] >= 4
+    assert benchmark["stats"]["rounds"] >= 2
     assert benchmark["extra_info"]["leanmark"]["status"] == "ok"
     (suite,) = ElementTree.parse(project.folder / "junit.log").getroot()
     assert suite.get("tests") == "1"

@@ -200,7 +200,14 @@ def test_a_run_beside_another_version_shows_both_and_ranks_nothing():
     beside = replace(run, bases=(Base("revision", "main", "0123456789abcdef", (), comparisons, notes=notes),))
     shown = Reader(page(beside))
     assert "Best by workload" not in shown.text
-    for words in ("Beside main", "1.012x [1.004, 1.021], 25", "the same: artifact, code", "<b>a note</b>", first):
+    for words in (
+        "Beside main",
+        "1.012x [1.004, 1.021]",
+        "25 % of the answers",
+        "the same: artifact, code",
+        "<b>a note</b>",
+        first,
+    ):
         assert words in " ".join(shown.text.split()), words
 
 

@@ -68,13 +68,13 @@ def look_at_workload(workload: Workload, seeds: Sequence[int]) -> tuple[Seen, di
         for seed in seeds:
             seed_generators(seed)
             built[seed] = hashes_of(build(workload.model, dict(workload.config or {})))
-        read = [[own_path(path), _file(path)] for path in files if _is_data(path)]
+        read = data_read(files)
         seed_generators(0)
         made = splits.load(workload)
     data = _hash(sorted(split_store.check_disjoint(made).items()))
     code, imported = own_modules()
     found = {seed: Origin(data, weights, _hash([rest, read, code])) for seed, (weights, rest) in built.items()}
-    return Seen(found, "", tuple(imported), tuple(filter(_is_data, files))), made
+    return Seen(found, "", tuple(imported), tuple(filter(_is_file, files))), made
 
 
 def look_at_plugins(plugins: Sequence[str]) -> Seen:
@@ -82,9 +82,8 @@ def look_at_plugins(plugins: Sequence[str]) -> Seen:
     with files_read() as files:
         for plugin in plugins:
             registry.load_plugin(plugin)
-    read = [path for path in files if _is_data(path)]
     code, imported = own_modules()
-    return Seen({}, _hash([code, [[own_path(path), _file(path)] for path in read]]), tuple(imported), tuple(read))
+    return Seen({}, _hash([code, data_read(files)]), tuple(imported), tuple(filter(_is_file, files)))
 
 
 def keep_splits(store: Store, key: str, workload: Workload, made: Mapping[str, Split] | None = None) -> None:
@@ -114,7 +113,7 @@ def own_modules() -> tuple[list[list[str]], list[Path]]:
             continue
         path = Path(where).absolute()
         if _is_installed(path):
-            version = getattr(module, "__version__", None)
+            version = vars(module).get("__version__")  # never by asking: some modules warn, and import more
             if "." not in name and isinstance(version, str):
                 facts.append([name, version])
         elif path.is_file() and not path.is_relative_to(shipped):
@@ -153,11 +152,15 @@ def data_read(files: Iterable[Path]) -> list[tuple[str, str]]:
     return [(own_path(path), _file(path)) for path in files if _is_data(path)]
 
 
+def _is_file(path: Path) -> bool:
+    """Whether it may be a user's: of no package, and no code, which is known otherwise."""
+    return path.suffix not in _CODE and path.is_file() and not _is_installed(path)
+
+
 def _is_data(path: Path) -> bool:
-    if path.suffix in _CODE or not path.is_file() or _is_installed(path):
-        return False
+    """Whether it may be a user's data: the system's files do not count, nor what a process wrote for itself."""
     system = ("/proc", "/sys", "/dev", "/etc", "/usr", tempfile.gettempdir(), sys.prefix)
-    return path.is_relative_to(Path.cwd()) or not any(map(path.is_relative_to, system))
+    return _is_file(path) and (path.is_relative_to(Path.cwd()) or not any(map(path.is_relative_to, system)))
 
 
 def _is_installed(path: Path) -> bool:
