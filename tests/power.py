@@ -29,9 +29,10 @@ import numpy as np
 from leanmark import power, registry, stats
 from leanmark.measure.environment import read_environment
 from leanmark.measure.launches import Launch, LaunchFacts
-from leanmark.power import MILLISECONDS, RUNTIMES, Setting, Shape, Tally
+from leanmark.power import MILLISECONDS, RUNTIMES, Setting, Shape
 from leanmark.processes import kill_all
-from leanmark.results import Interval, Verdict
+from leanmark.results import Verdict
+from power_tables import print_report
 from usual import methods
 from usual.methods import Said
 
@@ -297,61 +298,6 @@ def report_usual(said: list[Said]) -> dict[str, Any]:
     }
 
 
-def print_report(found: dict[str, Any]) -> None:
-    for name, row in found.items():
-        if name.startswith("usual"):
-            print_usual(name, row)
-            continue
-        shape = f"{row['launches_a_comparison']} of {row['copies_a_launch']} copies a comparison"
-        print(
-            f"{name}: {row['milliseconds']:.2f} ms a call, {row['parts']} parts, {row['launches']} launches, "
-            f"{shape}, {row['call_share']:.0%} of the wall time in turns"
-        )
-        for what, values in row.items():
-            if isinstance(values, dict) and values:
-                print_tally(f"  {what}", Tally(**values))
-    for kind in KINDS:
-        rows = [row["real"] for name, row in found.items() if name.startswith(f"{kind} ")]
-        if rows:
-            print_tally(f"{kind}, all settings, real", added(rows))
-    rows = [row["real"] for row in found.values() if "real" in row]
-    print(f"all real comparisons: covered {percent(added(rows).share(added(rows).covered))}, n {added(rows).count}")
-
-
-def print_usual(name: str, row: dict[str, Any]) -> None:
-    for method, values in row.items():
-        shares = [stats.wilson(hits, values["count"]) for hits in (values["false_alarms"], *values["detections"])]
-        slower = ", ".join(
-            f"{slowdown:.0%} slower seen {percent(share)}"
-            for slowdown, share in zip(SLOWDOWNS, shares[1:], strict=True)
-        )
-        print(
-            f"{name}: {method}: n {values['count']}; false alarms {percent(shares[0])}; {slower}; "
-            f"ratio off by {values['spread']:.2%}; {values['wall_seconds']:.0f} s of wall time"
-        )
-
-
-def added(tallies: list[dict[str, Any]]) -> Tally:
-    """Several tallies as one."""
-    rows = [Tally(**values) for values in tallies]
-    count = sum(row.count for row in rows)
-    counts = [sum(getattr(row, key) for row in rows) for key in ("false_alarms", "detections", "covered")]
-    error = math.sqrt(sum(row.count * row.mean_error**2 for row in rows) / count)
-    return Tally(count, *counts, error, sum(row.count * row.bias for row in rows) / count)
-
-
-def print_tally(what: str, tally: Tally) -> None:
-    alarms, hits, cover = (tally.share(count) for count in (tally.false_alarms, tally.detections, tally.covered))
-    print(
-        f"{what}: n {tally.count}; false alarms {tally.false_alarms} (at most {alarms.high:.2%}); seen "
-        f"{percent(hits)}; covered {percent(cover)}; standard error {tally.mean_error:.3%}; bias {tally.bias:+.3%}"
-    )
-
-
-def percent(share: Interval) -> str:
-    return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -368,7 +314,7 @@ def main() -> None:
     elif options.json:
         json.dump(report(), sys.stdout, indent=1)
     else:
-        print_report(report())
+        print_report(report(), SLOWDOWNS)
 
 
 if __name__ == "__main__":
