@@ -91,12 +91,9 @@ def test_who_runs_foreign_code_may_write_nothing(path: Path):
                 assert runs_code or step["with"]["ref"] == "${{ github.base_ref }}"
 
 
-SCRIPTS = [(STARTERS / "gate.yml", "comment.md"), (ROOT / "action.yml", "leanmark.md")]
-MINE, OTHERS = "<!-- gate/judge -->", "<!-- other/judge -->"
-COMMENTS = [
-    {"id": 1, "user": {"type": "User"}, "body": f"<!-- leanmark gate mine -->\n{MINE}\nnot by the job"},
-    {"id": 2, "user": {"type": "Bot"}, "body": f"<!-- leanmark gate other -->\n{OTHERS}\n### Passed"},
-    {"id": 3, "user": {"type": "Bot"}, "body": f"<!-- leanmark gate mine -->\n{MINE}\n### Passed"},
+SCRIPTS = [
+    (STARTERS / "gate.yml", "comment.md", "<!-- gate/judge -->"),
+    (ROOT / "action.yml", "leanmark.md", "<!-- gate/judge/leanmark-runs -->"),
 ]
 PLAY = """
 const calls = [];
@@ -116,29 +113,34 @@ const context = {
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run a workflow's script")
-@pytest.mark.parametrize(("path", "file"), SCRIPTS, ids=lambda value: getattr(value, "name", ""))
-def test_the_comment_is_replaced_and_withdrawn(path: Path, file: str, tmp_path: Path):
+@pytest.mark.parametrize(("path", "file", "mine"), SCRIPTS, ids=["starter", "action"])
+def test_the_comment_is_replaced_and_withdrawn(path: Path, file: str, mine: str, tmp_path: Path):
+    bodies = [("User", f"mine -->\n{mine}"), ("Bot", "other -->\n<!-- other/judge -->"), ("Bot", f"mine -->\n{mine}")]
+    all_three = [
+        {"id": number, "user": {"type": kind}, "body": f"<!-- leanmark gate {text}\n### Passed"}
+        for number, (kind, text) in enumerate(bodies, 1)
+    ]
     (script,) = (step["with"]["script"] for step in steps(path) if "script" in step.get("with", {}))
     (tmp_path / "play.cjs").write_text(PLAY.replace("SCRIPT", script))
     (tmp_path / "temp").mkdir()
 
     def played(comments: list[dict[str, Any]]) -> list[tuple[int | None, str]]:
         command = ["node", "play.cjs", json.dumps(comments)]
-        environment = {**os.environ, "RUNNER_TEMP": str(tmp_path / "temp")}
+        environment = {**os.environ, "RUNNER_TEMP": str(tmp_path / "temp"), "ARTIFACT": "leanmark-runs"}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return [(number, body) for number, body in json.loads(done.stdout)]
 
     (tmp_path / "temp" / file).write_text("<!-- leanmark gate mine -->\n### Failed: `mine`\n")
-    shown = f"<!-- leanmark gate mine -->\n{MINE}\n### Failed: `mine`\n"
-    assert played(COMMENTS) == [(3, shown)]
-    assert played(COMMENTS[:2]) == [(None, shown)], "another job's comment stays"
+    shown = f"<!-- leanmark gate mine -->\n{mine}\n### Failed: `mine`\n"
+    assert played(all_three) == [(3, shown)]
+    assert played(all_three[:2]) == [(None, shown)], "another job's comment stays"
     (tmp_path / "temp" / file).unlink()  # nothing could be judged
     (tmp_path / file).write_text("a file of the pull request's own")
-    ((number, body),) = played(COMMENTS)
+    ((number, body),) = played(all_three)
     assert number == 3
-    assert body.startswith(f"<!-- leanmark gate mine -->\n{MINE}\n### Not judged")
+    assert body.startswith(f"<!-- leanmark gate mine -->\n{mine}\n### Not judged")
     assert "/actions/runs/5" in body
-    assert played(COMMENTS[:2]) == []
+    assert played(all_three[:2]) == []
 
 
 def test_the_jobs_of_gitlab_are_two():

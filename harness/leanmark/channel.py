@@ -21,7 +21,7 @@ from typing import Any
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 2**33
 

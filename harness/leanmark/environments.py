@@ -46,13 +46,18 @@ def python_of(checkout: Checkout, named: Path | None, suite_folder: Path) -> str
     return _made(checkout, locks) if locks else sys.executable
 
 
-def copied_from(top: Path) -> Iterator[tuple[str, Path]]:
-    """The installed packages that pip copied from folders of a repository, with those folders (PEP 610)."""
+def copied_from(checkout: Checkout) -> Iterator[tuple[str, Path]]:
+    """The installed packages that pip copied from the repository, with the folder or wheel that it took (PEP 610).
+
+    A wheel that is under version control is somebody else's, kept there.
+    """
     for package in importlib.metadata.distributions():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             origin = json.loads(package.read_text("direct_url.json") or "{}")
             folder = Path(unquote(urlsplit(origin["url"]).path)).resolve()
-            if not origin.get("dir_info", {}).get("editable") and folder.is_relative_to(top):
+            editable = origin.get("dir_info", {}).get("editable")
+            vendored = "archive_info" in origin and checkout.has(folder)
+            if folder.is_relative_to(checkout.top) and not editable and not vendored:
                 yield package.name, folder
 
 
@@ -124,7 +129,7 @@ def _commands(checkout: Checkout, locks: list[Path], root: Path) -> list[list[st
                 "--frozen",
                 "--no-editable",
                 "--project",
-                str(checkout.root),
+                str(next(lock.parent for lock in locks if lock.name in _UV)),
                 "--python",
                 sys.executable,
             ]

@@ -15,7 +15,7 @@ from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.host import available_cpus
 from leanmark.jsonable import canonical_json, from_json
 from leanmark.judge import baselines
-from leanmark.prepare.artifacts import Store, code_hash
+from leanmark.prepare.artifacts import Store, code_hash, project_of
 from leanmark.prepare.origins import Seen, has_own_code
 from leanmark.prepare.recipe import Prepared, Trial, from_store
 from leanmark.prepare.sources import default_store, source_hash
@@ -180,7 +180,14 @@ def plan_suite(name: str, options: Options) -> Planned:
     references = [name for item in suite.workloads for name in (item.model, item.data, item.metric)]
     own = suite.plugins or any(name and ":" in name and not _is_builtin(name) for name in references)
     jobs = options.jobs or len(available_cpus())
-    return Planned(plan, Store(default_store()), jobs, (suite.folder,) if own else (), options.only, beside)
+    return Planned(
+        plan,
+        Store(default_store(), project_of(suite.folder)),
+        jobs,
+        (suite.folder,) if own else (),
+        options.only,
+        beside,
+    )
 
 
 def _is_builtin(reference: str) -> bool:

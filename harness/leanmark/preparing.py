@@ -28,7 +28,12 @@ def look(planned: Planned, meter: Meter) -> Planned:
     Raises InvalidInput for plug-ins that cannot be imported there.
     """
     suite = planned.plan.suite
-    message = {"plugins": list(suite.plugins), "store": str(planned.store.root), "seeds": list(suite.seeds)}
+    message = {
+        "plugins": list(suite.plugins),
+        "store": str(planned.store.root),
+        "project": str(planned.store.project),
+        "seeds": list(suite.seeds),
+    }
     jobs = [
         Job(
             name,

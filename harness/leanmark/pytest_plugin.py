@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from leanmark.progress import Advance
     from leanmark.results import Cell, Result, Run
 
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 2**20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,14 +45,17 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 def _is_asked_for(path: Path, config: pytest.Config) -> bool:
     invocation = config.invocation_params
-    named = [(invocation.dir / str(argument).split("::")[0]).resolve() for argument in invocation.args]
-    return any(item == path or (item in path.parents and item != invocation.dir.resolve()) for item in named)
+    given = [str(argument) for argument in invocation.args]
+    named = [(invocation.dir / item.split("::")[0]).resolve() for item in config.args if item in given]
+    place = path.resolve()
+    return any(item == place or (item in place.parents and item != invocation.dir.resolve()) for item in named)
 
 
 def _is_suite(path: Path) -> bool:
-    """Whether a suite's name is one of its keys: other plug-ins have YAML files too."""
+    """Whether it has the keys that every suite has: other programs have YAML files too."""
     with path.open("rb") as file:
-        return any(line.startswith(b"suite:") for line in file.read(_HEAD_BYTES).splitlines())
+        lines = file.read(_HEAD_BYTES).splitlines()
+    return all(any(line.startswith(key) for line in lines) for key in (b"suite:", b"workloads:"))
 
 
 class SuiteFile(pytest.File):

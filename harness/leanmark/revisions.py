@@ -106,6 +106,9 @@ def checkout(folder: Path, revision: str, *, dirty: bool = False) -> Generator[C
                 _git(top, "worktree", "add", "--quiet", "--detach", str(root), commit)
             except _GitError as error:
                 raise InvalidInput(f"{revision} cannot be checked out: {error}", where=top) from error
+            if (root / ".gitmodules").exists():
+                with contextlib.suppress(_GitError):  # what is then missing is said by what needs it
+                    _git(root, "submodule", "update", "--init", "--recursive", "--quiet")
             yield Checkout(revision, commit, top, root)
         finally:
             try:

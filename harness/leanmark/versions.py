@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ from leanmark.revisions import Checkout
 from leanmark.rules import Rules
 from leanmark.stages import Artifact, TorchModel
 
+# What is said where something is missing that the base does not bring, such as data that are not under version control.
+_WANTING = re.compile(r"FileNotFoundError|No such file|No module named|NotADirectoryError")
 _LIMIT_SECONDS = 7 * 86400.0  # each trial has its own limit
 
 
@@ -137,7 +140,7 @@ def _unpacked(planned: Planned, baseline: Baseline) -> tuple[dict[str, tuple[str
             if artifact.stage is TorchModel and not problem:
                 now = planned.code_of(cells[name]).partition(".")[0]
                 if now != known[name].code.partition(".")[0]:
-                    problem = f"it holds weights, and the code of {workload.model} has changed; use --base"
+                    problem = f"it holds weights, and the code of {workload.model} or of what it imports has changed"
         count = _in_common(planned.plan.suite.seeds, baseline.run.seeds)
         if not count:
             problem = problem or "it is of another seed"
@@ -188,7 +191,8 @@ def _of_revision(planned: Planned, options: Options, meter: Meter) -> Generator[
         code = Code(python, sources=checkout.sources(), folder=_folder(checkout, file))
         preparation = _prepared(planned, options, code, file, meter)
         _check_apart(preparation, checkout)
-        lost = {cell.id for cell in preparation.cells if cell.workload in {*preparation.broken} - {*planned.broken}}
+        wanting = {name for name, reason in preparation.broken.items() if _WANTING.search(reason)} - {*planned.broken}
+        lost = {cell.id for cell in preparation.cells if cell.workload in wanting}
         if preparation.suite != suite.name:
             notes += (f"the suite is called {suite.name} here and {preparation.suite} in {options.base}",)
         version = Version(
@@ -290,7 +294,7 @@ def _notes(planned: Planned, checkout: Checkout) -> tuple[str, ...]:
     Raises NothingToCompare where that is the repository's own: its installed copy would stand for both.
     """
     suite = planned.plan.suite
-    for package, folder in environments.copied_from(checkout.top):
+    for package, folder in environments.copied_from(checkout):
         raise _copied(package, f"was installed from {folder}")
     named = [name for item in suite.workloads for name in (item.model, item.data, item.metric) if name and ":" in name]
     found: list[str] = []

@@ -224,7 +224,7 @@ def test_the_address_holds_the_view(seen: Visit, visit: Opener):
 
 def test_a_verdict_links_to_its_cell(visit: Opener):
     """As the gate's comment does, by the whole name of a cell."""
-    seen = visit(address="#q=lenet-5%2Fpruned-0.5")
+    seen = visit(address="#q=lenet-5%2Fpruned-0.5%2Fcpu-onnxruntime-t1-b1")
     seen.wait_drawn()
     assert len(seen.shown()) == 1
 

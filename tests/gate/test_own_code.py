@@ -34,6 +34,7 @@ def test_what_is_imported_and_read_elsewhere_is_seen(project: Project):
     project.change("steps.py", "import Evidence\n", "import Evidence\nimport late\n")
     project.change("steps.py", "* SHARE)", '* float(open("share.txt").read()))')
     project.change("mine.yaml", "recipes:", '  - {name: late, model: "late:build", data: "late:splits"}\nrecipes:')
+    project.change("mine.yaml", "plain: [mine.plain]", "chain: [mine.zero, mine.plain]")
     project.commit("spread over files")
     project.git("tag", "--force", "one")
     source = {"PYTHONPATH": "src"}
@@ -45,6 +46,8 @@ def test_what_is_imported_and_read_elsewhere_is_seen(project: Project):
     project.commit("worse in every file")
     code, found = verdicts(project, **source)
     assert code == 1
+    chain = found[CELL.format("net", "chain"), "cell"]
+    assert chain["verdict"] == "broken", "nor is what later steps made of it served again"
     for workload in ("net", "late"):
         assert found[CELL.format(workload, "fp32"), "quality"]["verdict"] == "regressed"
     for workload in ("net", "late"):

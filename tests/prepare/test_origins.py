@@ -1,6 +1,7 @@
 """Where trials start from: whatever a user's own functions make of files is known by its content."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def test_files_that_are_read_meanwhile_are_noted(tmp_path: Path, monkeypatch: py
         Path("/proc/self/stat").read_text()
         assert not (tmp_path / "missing").exists()
     (tmp_path / "after").read_text()
-    assert [name for name, _ in data_read(found)] == ["during"]
+    assert [name for name, _ in data_read(found, tmp_path)] == ["code.py", "during"], "code that is no module is data"
+    assert [name for name, _ in data_read(found, tmp_path / "elsewhere")] == []
 
 
 values = st.recursive(
@@ -143,6 +145,13 @@ def test_every_part_of_an_origin_is_in_the_keys(other: Origin, same_splits: bool
     assert make_keys(workload, (), 0).base not in (before.base, after.base)
 
 
+def test_a_text_that_names_the_checkout_is_the_same_in_every_checkout():
+    first, second = net(), net()
+    first.place, second.place = Path("/one/checkout/data"), Path("/tmp/another/data")
+    assert hashes_of(first) != hashes_of(second)
+    assert hashes_of(first, "/one/checkout") == hashes_of(second, "/tmp/another")
+
+
 def test_what_cannot_be_hashed_is_told_by_its_shape():
     sparse = torch.eye(3).to_sparse()
     assert described(sparse) == described(sparse * 2) != described(torch.eye(4).to_sparse())
@@ -153,6 +162,7 @@ def test_what_cannot_be_hashed_is_told_by_its_shape():
 def test_modules_are_known_by_their_source_and_packages_by_their_version():
     facts, files = own_modules()
     known = dict(facts)
+    assert "numpy" not in dict(own_modules(frozenset(sys.modules))[0])
     assert known["numpy"] == np.__version__
     assert Path(__file__) in files
     assert not [name for name in known if name.split(".")[0] == "leanmark"], "leanmark's own are in the keys already"

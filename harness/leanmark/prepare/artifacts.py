@@ -61,8 +61,9 @@ class Entry:
 class Store:
     """Artifacts on disk, shared by every run of a user."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, project: Path | None = None) -> None:
+        """project: what the paths of files that steps read are told from; the current folder by default."""
+        self.root, self.project = root, project or Path.cwd()
         self.checked: set[str] = set()  # what was compared with its hashes
         for name in ("keys", "content", "splits", "locks", "tmp"):
             with writing_to(root):
@@ -73,7 +74,11 @@ class Store:
         try:
             entry = from_json(Entry, json.loads((self.root / "keys" / f"{key}.json").read_text()))
             there = (self._place(entry.content) / MANIFEST).exists()
-            return entry if there and all(_file_hash(path) == digest for path, digest in entry.files) else None
+            return (
+                entry
+                if there and all(_file_hash(str(self.project / path)) == digest for path, digest in entry.files)
+                else None
+            )
         except (OSError, ValueError, RecursionError, InvalidInput):
             return None
 
@@ -285,10 +290,15 @@ def is_shipped(function: Callable[..., Any]) -> bool:
     return function.__module__.partition(".")[0] == "leanmark"
 
 
-def own_path(path: Path) -> str:
-    """A path that leads to the same file in another checkout, where it lies below the current folder."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def own_path(path: Path, project: Path) -> str:
+    """A path that is the same in every checkout of a project, for a file that lies in it."""
+    return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)
+
+
+def project_of(folder: Path) -> Path:
+    """The top of the work tree that holds a folder, or the folder itself where there is none."""
+    here = folder.resolve()
+    return next((place for place in (here, *here.parents) if (place / ".git").exists()), here)
 
 
 def code_hash(workload: Workload, target: Target, structure: str | None = None) -> str:

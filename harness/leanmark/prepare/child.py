@@ -33,7 +33,7 @@ def main(descriptor: int, *paths: str) -> None:
 
 def _answer(message: dict[str, Any], channel: Channel) -> None:
     _one_thread()
-    store = Store(Path(message["store"]))
+    store = Store(Path(message["store"]), Path(message["project"]))
 
     def progress(fraction: float, text: str) -> None:
         channel.send({"progress": fraction, "text": text})
@@ -77,9 +77,9 @@ def _trial(message: dict[str, Any]) -> Trial:
 def _look(message: dict[str, Any], store: Store) -> Seen:
     """What a user's code makes; a workload's splits are stored at once, so that no trial asks for them again."""
     if message["workload"] is None:
-        return origins.look_at_plugins(message["plugins"])
+        return origins.look_at_plugins(message["plugins"], store.project)
     workload = Workload(**message["workload"])
-    seen, made = origins.look_at_workload(workload, message["seeds"])
+    seen, made = origins.look_at_workload(workload, message["seeds"], store.project)
     for key in {make_keys(workload, (), seed, origin).splits for seed, origin in seen.origins.items()}:
         origins.keep_splits(store, key, workload, made)
     return seen

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -16,7 +19,7 @@ import sysconfig
 import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import leanmark
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _NESTED = 4  # so deep are containers looked into
 _PARTS = ("_parameters", "_buffers", "_modules")
-_CODE = (".py", ".pyc", ".so")
 
 
 @dataclass(frozen=True)
@@ -60,30 +62,37 @@ def has_own_code(workload: Workload) -> bool:
     return workload.onnx is None and any(not name.startswith("leanmark.") for name in named)
 
 
-def look_at_workload(workload: Workload, seeds: Sequence[int]) -> tuple[Seen, dict[str, Split]]:
-    """What its functions make now, and the splits themselves. Raises whatever they raise."""
+def look_at_workload(workload: Workload, seeds: Sequence[int], project: Path) -> tuple[Seen, dict[str, Split]]:
+    """What its functions make now, and the splits themselves. Raises whatever they raise.
+
+    project: what paths are told from, so that they are the same in every checkout.
+    """
+    importlib.import_module("torch")  # what the keys hold anyway is imported before the look begins
+
     assert workload.model is not None
+    known = frozenset(sys.modules)
     built: dict[int, tuple[str, str]] = {}
     with files_read() as files:
         for seed in seeds:
             seed_generators(seed)
-            built[seed] = hashes_of(build(workload.model, dict(workload.config or {})))
-        read = data_read(files)
+            built[seed] = hashes_of(build(workload.model, dict(workload.config or {})), str(project))
+        read = data_read(files, project)
         seed_generators(0)
         made = splits.load(workload)
     data = _hash(sorted(split_store.check_disjoint(made).items()))
-    code, imported = own_modules()
+    code, imported = own_modules(known)
     found = {seed: Origin(data, weights, _hash([rest, read, code])) for seed, (weights, rest) in built.items()}
-    return Seen(found, "", tuple(imported), tuple(filter(_is_file, files))), made
+    return Seen(found, "", tuple(imported), tuple(filter(_is_own, files))), made
 
 
-def look_at_plugins(plugins: Sequence[str]) -> Seen:
+def look_at_plugins(plugins: Sequence[str], project: Path) -> Seen:
     """What their modules are and import, and the files that they read meanwhile. Raises whatever they raise."""
+    known = frozenset(sys.modules)
     with files_read() as files:
         for plugin in plugins:
             registry.load_plugin(plugin)
-    code, imported = own_modules()
-    return Seen({}, _hash([code, data_read(files)]), tuple(imported), tuple(filter(_is_file, files)))
+    code, imported = own_modules(known)
+    return Seen({}, _hash([code, data_read(files, project)]), tuple(imported), tuple(filter(_is_own, files)))
 
 
 def keep_splits(store: Store, key: str, workload: Workload, made: Mapping[str, Split] | None = None) -> None:
@@ -101,9 +110,9 @@ def keep_splits(store: Store, key: str, workload: Workload, made: Mapping[str, S
 # --- code and files ---------------------------------------------------------------
 
 
-def own_modules() -> tuple[list[list[str]], list[Path]]:
-    """Every imported module that is not installed with a hash of its source, installed packages with their versions;
-    and the files of the first."""
+def own_modules(known: frozenset[str] = frozenset()) -> tuple[list[list[str]], list[Path]]:
+    """Every imported module that is not installed with a hash of its source, and the files of these; and installed
+    packages that are not `known` with their versions."""
     facts: list[list[str]] = []
     files: list[Path] = []
     shipped = Path(leanmark.__file__).parent
@@ -113,18 +122,24 @@ def own_modules() -> tuple[list[list[str]], list[Path]]:
             continue
         path = Path(where).absolute()
         if _is_installed(path):
-            version = vars(module).get("__version__")  # never by asking: some modules warn, and import more
-            if "." not in name and isinstance(version, str):
-                facts.append([name, version])
-        elif path.is_file() and not path.is_relative_to(shipped):
+            if "." not in name and name not in known:
+                facts.append([name, _version(name, module)])
+        elif _is_readable(path) and not path.is_relative_to(shipped):
             facts.append([name, file_digest(path)])
             files.append(path)
     return facts, files
 
 
+def _version(name: str, module: object) -> str:
+    """Never by asking the module: some warn, and import more."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        return importlib.metadata.version(name)
+    return str(vars(module).get("__version__", ""))
+
+
 @contextlib.contextmanager
 def files_read() -> Generator[list[Path]]:
-    """The files that Python code opens to read meanwhile, each once.
+    """The files that Python code opens to read meanwhile, and libraries that it loads, each once.
 
     Not what a library maps by itself, such as safetensors: that is seen by the weights that it makes.
     """
@@ -133,12 +148,14 @@ def files_read() -> Generator[list[Path]]:
     done = False
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and not done and isinstance(arguments[0], (str, bytes, os.PathLike)):
-            reads = "r" in arguments[1] if arguments[1] else not arguments[2] & os.O_WRONLY
-            path = Path(os.fsdecode(arguments[0])).absolute()
-            if reads and path not in seen:
-                seen.add(path)
-                found.append(path)
+        if done or event not in ("open", "ctypes.dlopen") or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+            return
+        if event == "open" and not _reads(arguments[1], arguments[2]):
+            return
+        path = Path(os.fsdecode(arguments[0])).absolute()
+        if path not in seen:
+            seen.add(path)
+            found.append(path)
 
     sys.addaudithook(note)  # for good, so it minds whether it is still wanted
     try:
@@ -147,20 +164,53 @@ def files_read() -> Generator[list[Path]]:
         done = True
 
 
-def data_read(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """Those of the files that are data, by a path that holds for any checkout, with hashes of their content."""
-    return [(own_path(path), _file(path)) for path in files if _is_data(path)]
+def _reads(mode: str | None, flags: int) -> bool:
+    """Whether a file is opened for what is in it: a lock that is made where it is missing is not."""
+    return "r" in mode if mode else not flags & (os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
-def _is_file(path: Path) -> bool:
-    """Whether it may be a user's: of no package, and no code, which is known otherwise."""
-    return path.suffix not in _CODE and path.is_file() and not _is_installed(path)
+def data_read(files: Iterable[Path], project: Path) -> list[tuple[str, str]]:
+    """Those of the files that are data, and code that was not imported but read, with hashes; by paths that are the
+    same in every checkout of the project."""
+    modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    found: dict[str, str] = {}
+    for path in files:
+        source = _source_of(path)
+        if _is_own(source) and str(source) not in modules and _is_data(source, project):
+            found[own_path(source, project)] = _file(source)
+    return sorted(found.items())
 
 
-def _is_data(path: Path) -> bool:
-    """Whether it may be a user's data: the system's files do not count, nor what a process wrote for itself."""
+def code_read(project: Path) -> list[tuple[str, str]]:
+    """The files of all imported modules that are not installed, in the same form."""
+    return [(own_path(path, project), _file(path)) for path in own_modules()[1]]
+
+
+def _source_of(path: Path) -> Path:
+    """The file that compiled code was made from."""
+    if path.suffix == ".pyc" and path.parent.name == "__pycache__":
+        with contextlib.suppress(ValueError):
+            return Path(importlib.util.source_from_cache(str(path)))
+    return path
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file may be a user's: it is there, in no package, and no part of git's own."""
+    return _is_readable(path) and not _is_installed(path) and ".git" not in path.parts
+
+
+def _is_data(path: Path, project: Path) -> bool:
+    """Whether it is not the system's, and not what a process wrote for itself."""
     system = ("/proc", "/sys", "/dev", "/etc", "/usr", tempfile.gettempdir(), sys.prefix)
-    return _is_file(path) and (path.is_relative_to(Path.cwd()) or not any(map(path.is_relative_to, system)))
+    shipped = path.is_relative_to(Path(leanmark.__file__).parent)
+    return not shipped and (path.is_relative_to(project) or not any(map(path.is_relative_to, system)))
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        return False
 
 
 def _is_installed(path: Path) -> bool:
@@ -177,8 +227,11 @@ def _file(path: Path) -> str:
 # --- values -----------------------------------------------------------------------
 
 
-def hashes_of(module: nn.Module) -> tuple[str, str]:
-    """Of a module's weights, and of everything else in it that is data: what an artifact does not hold."""
+def hashes_of(module: nn.Module, project: str = "") -> tuple[str, str]:
+    """Of a module's weights, and of everything else in it that is data: what an artifact does not hold.
+
+    project: a folder that is left out of texts, which is another in every checkout.
+    """
     state = module.state_dict()
     weights = _hash([[name, described(state[name])] for name in sorted(state)])
     rest: list[Any] = [[name, *_shape(value)] for name, value in sorted(state.items())]
@@ -186,16 +239,18 @@ def hashes_of(module: nn.Module) -> tuple[str, str]:
         buffers = dict(part.named_buffers(recurse=False))
         passing = {key: value for key, value in buffers.items() if f"{name}.{key}".lstrip(".") not in state}
         held = {key: value for key, value in vars(part).items() if key not in _PARTS} | passing
-        rest.append([name, type(part).__qualname__, [[key, described(held[key])] for key in sorted(held)]])
+        rest.append([name, type(part).__qualname__, [[key, described(held[key], project)] for key in sorted(held)]])
     return weights, _hash(rest)
 
 
-def described(value: Any, depth: int = _NESTED) -> Any:
+def described(value: Any, project: str = "", depth: int = _NESTED) -> Any:
     """A value as JSON that is another where the value is; of what is no data, its type."""
     import torch
 
     if isinstance(value, _PLAIN):
-        return repr(value)
+        return repr(value).replace(project, "") if project else repr(value)
+    if isinstance(value, PurePath):
+        return described(str(value), project)
     if isinstance(value, torch.Tensor):
         try:
             flat = value.detach().cpu().contiguous().flatten()
@@ -205,10 +260,10 @@ def described(value: Any, depth: int = _NESTED) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind != "O":
         return [value.dtype.name, list(value.shape), _digest(value)]
     if depth and isinstance(value, Mapping):
-        named = [[described(key, 1), described(item, depth - 1)] for key, item in value.items()]
+        named = [[described(key, project, 1), described(item, project, depth - 1)] for key, item in value.items()]
         return sorted(named, key=canonical_json)
     if depth and isinstance(value, (list, tuple, set, frozenset)):
-        items = [described(item, depth - 1) for item in value]
+        items = [described(item, project, depth - 1) for item in value]
         return sorted(items, key=canonical_json) if isinstance(value, (set, frozenset)) else items
     return type(value).__qualname__
 

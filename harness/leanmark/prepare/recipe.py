@@ -85,12 +85,12 @@ def from_store(trial: Trial, store: Store, *, checked: bool) -> Prepared | None:
     keys = trial.keys()
     look_up = store.get_checked if checked else store.get
     entries = [look_up(key) for key in (keys.base, *keys.steps)]
-    final = store.final(keys.final)
-    if final is None or not _splits_are_there(keys.splits, store, checked=checked):
-        return None
     if any(entry is None for entry in entries):
         return None
     found = [entry for entry in entries if entry is not None]
+    final = store.final(_final_key(keys, found))
+    if final is None or not _splits_are_there(keys.splits, store, checked=checked):
+        return None
     try:
         return _outcome(trial, keys, found, from_json(Final, final), cached=True)
     except InvalidInput:
@@ -109,8 +109,13 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
     compared = replace(artifact, reference=_reference(trial, keys, artifact, store, context))
     evidence = tuple(_evidence(spec, compared) for spec in trial.steps)
     final = Final(evidence, counting.weigh(artifact, _latest_counts(entries)))
-    store.put_final(keys.final, to_json(final))
+    store.put_final(_final_key(keys, entries), to_json(final))
     return _outcome(trial, keys, entries, final, cached=False)
+
+
+def _final_key(keys: Keys, entries: Sequence[Entry]) -> str:
+    """Of what was read off an artifact: a step that reads files may make another under the same key."""
+    return f"{keys.final}-{entries[-1].content[:16]}"
 
 
 def _splits_are_there(key: str, store: Store, *, checked: bool) -> bool:
@@ -183,7 +188,8 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
         none: list[Path] = []
         with contextlib.nullcontext(none) if is_shipped(step.function) else origins.files_read() as files:
             stage = step.function(source.load(), context, **step.parameters(**spec.params).model_dump())
-        read.extend(files)
+        if not is_shipped(step.function):
+            read.extend(files)
         wanted = step.produces or source.stage
         if not isinstance(stage, (TorchModel, Program)) or not isinstance(stage, wanted):
             raise PreparationError(f"{spec.name} returned {type(stage).__name__}, not a {wanted.__name__}")
@@ -195,7 +201,12 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
             difference = _answers_moved(source.load(), stage, context)
         return (_counts(stage, context) if isinstance(stage, TorchModel) else before.counts), difference
 
-    return _make(key, store, run, facts, read)
+    def depends() -> list[tuple[str, str]]:
+        own = [] if is_shipped(step.function) else origins.code_read(store.project)
+        outside = [path for path in read if not path.is_relative_to(store.root)]
+        return sorted({*before.files, *own, *origins.data_read(outside, store.project)})
+
+    return _make(key, store, run, facts, depends)
 
 
 def _make(
@@ -203,7 +214,7 @@ def _make(
     store: Store,
     run: Callable[[], TorchModel | Program],
     facts: Callable[[TorchModel | Program], tuple[Mapping[str, int | None], float | None]],
-    read: Sequence[Path] = (),
+    depends: Callable[[], Sequence[tuple[str, str]]] = tuple,
 ) -> Entry:
     with store.lock(key):
         entry = store.get(key)
@@ -214,7 +225,7 @@ def _make(
         seconds = time.perf_counter() - started
         peak = peak_rss_bytes()
         counts, difference = facts(stage)
-        files = tuple(origins.data_read(read))
+        files = tuple(depends())
         return store.put(
             key,
             lambda folder: save(stage, folder),
@@ -345,5 +356,6 @@ def trial_message(trial: Trial, store: Store, plugins: tuple[str, ...]) -> dict[
         "origin": None if trial.origin is None else to_json(trial.origin),
         "steps_hash": trial.plugins,
         "store": str(store.root),
+        "project": str(store.project),
         "plugins": list(plugins),
     }
