@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import quote
@@ -47,7 +48,7 @@ def markdown(judgement: Judgement, pages: str | None = None) -> str:
     if rest or judgement.unjudged:
         opening = ["<details>", f"<summary>{counts(judgement)}</summary>", ""]
         lines += [*opening, *_fitting(folded, left), "", "</details>"]
-    return "\n".join([*lines, *tail])
+    return re.sub(r"\n{3,}", "\n\n", "\n".join([*lines, *tail]))
 
 
 def _fitting(lines: Sequence[str], characters: int) -> list[str]:
