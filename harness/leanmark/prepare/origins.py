@@ -112,19 +112,19 @@ def keep_splits(store: Store, key: str, workload: Workload, made: Mapping[str, S
 
 def own_modules(known: frozenset[str] = frozenset()) -> tuple[list[list[str]], list[Path]]:
     """Every imported module that is not installed with a hash of its source, and the files of these; and installed
-    packages that are not `known` with their versions."""
+    packages that are not `known` with their versions. Not leanmark's own, wherever it lies: keys hold its sources."""
     facts: list[list[str]] = []
     files: list[Path] = []
     shipped = Path(leanmark.__file__).parent
     for name, module in sorted(sys.modules.items()):
         where = getattr(module, "__file__", None)
-        if name == "__main__" or not isinstance(where, str):
+        if name == "__main__" or name.partition(".")[0] == shipped.name or not isinstance(where, str):
             continue
         path = Path(where).absolute()
         if _is_installed(path):
             if "." not in name and name not in known:
                 facts.append([name, _version(name, module)])
-        elif _is_readable(path) and not path.is_relative_to(shipped):
+        elif _is_readable(path):
             facts.append([name, file_digest(path)])
             files.append(path)
     return facts, files
