@@ -31,9 +31,10 @@ _LEAST_ERROR = 0.3
 _BALANCED = 1e-9
 # A percentile is reported only where at least so many samples lie beyond it.
 _TAIL_SAMPLES = 5
-# In so many cases the launches that are said to decide do so; and how much more than in a screening they may scatter.
+# In so many cases the launches that are said to decide do so, where they scatter as they were seen to; the true scatter
+# of launches is below what is reckoned with in so many.
 _DECIDING = 0.9
-_CAUTION = 1.2
+_CAUTION = 0.8
 _LEAST_LAUNCHES = 8  # fewer tell a large change, but not how large
 _MOST_LAUNCHES = 100_000
 
@@ -97,12 +98,15 @@ def log_ratio_of_pairs(logs: Sequence[float]) -> LogRatio:
 def deciding_launches(ratio: LogRatio, tolerance: float, must_see: float, level: float) -> int | None:
     """How many launches like those of `ratio` decide about it in 9 of 10 cases; None where no number would do.
 
-    It is taken to be as far from the tolerance as it seems, or as `must_see` is, whichever is further,
-    and to scatter somewhat more than it did: few launches tell that only roughly.
+    It is taken to be as far from the tolerance as it seems less its own standard error, since what was picked for
+    a large change seems larger than it is, or as `must_see` is, whichever is further. Its scatter is taken to be the
+    upper limit (of a one-sided interval, by the chi-square distribution) of what so few launches tell of it.
     """
-    limit = math.log1p(tolerance)
-    distance = max(math.log1p(must_see) - limit, abs(abs(ratio.mean) - limit))
-    scatter = _CAUTION * ratio.error * math.sqrt(ratio.launches)
+    from scipy.special import chdtri
+
+    limit, freedom = math.log1p(tolerance), max(1, ratio.launches - 1)
+    distance = max(math.log1p(must_see) - limit, abs(abs(ratio.mean) - limit) - ratio.error)
+    scatter = ratio.error * math.sqrt(ratio.launches * freedom / float(chdtri(freedom, _CAUTION)))
 
     def decide(count: int) -> bool:
         reach = student(0.5 + level / 2, count - 1) + student(_DECIDING, count - 1)

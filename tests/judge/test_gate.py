@@ -301,6 +301,27 @@ def test_the_launches_that_decide_do_so(error: float, launches: int, tolerance: 
     assert stats.judge(decided, tolerance, 0.99) is Verdict.REGRESSED
 
 
+@pytest.mark.parametrize("scatter", [0.0085, 0.025])
+@pytest.mark.parametrize("change", [0.03, 0.04, 0.06])
+def test_a_change_that_must_be_seen_is_decided_about_in_nine_of_ten_cases(scatter: float, change: float):
+    """Of launches that are drawn: what a screening of eight that scatter so says is needed is enough."""
+    random = np.random.default_rng(7)
+
+    def drawn(launches: int) -> stats.LogRatio:
+        return stats.log_ratio_of_pairs(list(random.normal(np.log1p(change), scatter, launches)))
+
+    decided = []
+    for _ in range(300):
+        screened = drawn(8)
+        if stats.judge(screened, 0.02) is Verdict.UNCHANGED:
+            continue
+        wanted = stats.deciding_launches(screened, 0.02, 0.03, 0.99)
+        assert wanted is not None
+        decided.append(stats.judge(drawn(wanted), 0.02, 0.99) is Verdict.REGRESSED)
+    assert len(decided) > 200
+    assert np.mean(decided) >= 0.87, "0.9 less what 300 draws scatter"
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_hits_come_back(right: list[bool]):
     assert hits.unpack(hits.pack(np.array(right, dtype=float))).tolist() == [float(item) for item in right]
