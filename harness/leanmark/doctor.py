@@ -13,7 +13,7 @@ from leanmark.host import available_cpus, pinned, stolen_seconds
 from leanmark.jsonable import Json
 from leanmark.measure import energy, environment
 from leanmark.measure.device import read_devices
-from leanmark.measure.sides import CAN_FORK
+from leanmark.processes import CAN_FORK
 from leanmark.results import Device
 
 _SAMPLE_SECONDS = 1.0

@@ -10,11 +10,12 @@ from dataclasses import asdict, replace
 
 from leanmark.declare.plan import trial_seconds
 from leanmark.errors import InvalidInput, StorageFull
+from leanmark.jobs import Done, Job, Preloaded, Progress, run_jobs
 from leanmark.jsonable import from_json
 from leanmark.planned import Planned, TrialName
+from leanmark.prepare.child import exports
 from leanmark.prepare.origins import Seen
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
-from leanmark.processes import Done, Job, Progress, run_jobs
 from leanmark.progress import Meter
 from leanmark.results import short_id
 
@@ -77,15 +78,16 @@ def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Ke
             done[name] = cached
     waiting = {name: trial for name, trial in trials.items() if name not in done}
     total = sum(map(_seconds, waiting.values()))
-    for is_base in (True, False):  # base models first: everything else starts from them
-        batch = {name: trial for name, trial in waiting.items() if (not trial.steps) is is_base}
-        without = _without_base(batch, trials, done)
-        done |= without
-        for name, outcome in _prepare(
-            {name: trial for name, trial in batch.items() if name not in without}, planned, meter, total
-        ):
-            done[name] = outcome
-            keep(name, outcome)
+    exporting = any(exports(spec) for trial in waiting.values() for spec in trial.steps)
+    with Preloaded({"exports": exporting}) as preloaded:
+        for is_base in (True, False):  # base models first: everything else starts from them
+            batch = {name: trial for name, trial in waiting.items() if (not trial.steps) is is_base}
+            without = _without_base(batch, trials, done)
+            done |= without
+            batch = {name: trial for name, trial in batch.items() if name not in without}
+            for name, outcome in _prepare(batch, planned, meter, total, preloaded):
+                done[name] = outcome
+                keep(name, outcome)
     meter.reach("prepare", 1.0, "prepared")
     cells = [cell for cell in planned.plan.cells if cell.skip is None]
     return {cell.id: tuple(done[cell.id, seed] for seed in planned.plan.suite.seeds) for cell in cells}
@@ -109,7 +111,7 @@ def _for_want_of_base(cause: Prepared) -> Prepared:
 
 
 def _prepare(
-    batch: Mapping[TrialName, Trial], planned: Planned, meter: Meter, total_seconds: float
+    batch: Mapping[TrialName, Trial], planned: Planned, meter: Meter, total_seconds: float, preloaded: Preloaded
 ) -> Iterator[tuple[TrialName, Prepared]]:
     suite = planned.plan.suite
     names = {f"{cell}#{seed}": (cell, seed) for cell, seed in batch}
@@ -125,7 +127,7 @@ def _prepare(
     ]
     finished = meter.shares["prepare"]
     under_way: dict[str, float] = {}
-    for event in run_jobs(queue, planned.jobs):
+    for event in run_jobs(queue, planned.jobs, preloaded):
         name = names[event.job.name]
         share = _seconds(batch[name]) / total_seconds
         if isinstance(event, Progress):

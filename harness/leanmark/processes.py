@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import psutil
 from leanmark.channel import ChannelClosed, pair
 from leanmark.results import Status
 
+CAN_FORK = sys.platform == "linux"
 _LOG_TAIL_BYTES = 4000
 _living: set[Child] = set()
 
@@ -205,23 +205,32 @@ class Base(Fresh):
 
         Raises ChannelClosed, OSError where the system makes no more processes.
         """
-        with self._lock:
+        with self._answering():
             self.channel.send({"op": "fork"})
-            try:
-                socket.send_fds(self.channel.socket, [b"F"], [channel, log])
-                answer = self.channel.receive(30)
-            except OSError as error:  # a late answer would be taken for the next one's
-                self.begin_kill()
-                raise ChannelClosed(f"it made no copy: {error}") from error
-            if "error" in answer:
-                raise ChildProcessError(answer["error"])
-            return int(answer["pid"])
+            socket.send_fds(self.channel.socket, [b"F"], [channel, log])
+            answer = self.channel.receive(30)
+        if "error" in answer:
+            raise ChildProcessError(answer["error"])
+        return int(answer["pid"])
 
     def ended(self, pid: int) -> int | None:
-        """How a copy ended; None if it has not."""
-        with self._lock:
+        """How a copy ended; None if it has not. Raises ChannelClosed."""
+        with self._answering():
             self.channel.send({"op": "ended", "pid": pid})
             return self.channel.receive(30)["code"]
+
+    @contextmanager
+    def _answering(self) -> Generator[None]:
+        """One question and its answer. Where that is broken off, a late answer would be taken for the next one's."""
+        with self._lock:
+            try:
+                yield
+            except BaseException as error:
+                self.begin_kill()
+                self.channel.close()
+                if isinstance(error, OSError):
+                    raise ChannelClosed(f"it does not answer: {error}") from error
+                raise
 
 
 class Copy(Child):
@@ -239,7 +248,7 @@ class Copy(Child):
         while True:
             try:
                 code = self._base.ended(self.pid)
-            except (ChannelClosed, TimeoutError):  # the base is gone, and what it knew
+            except ChannelClosed:  # the base is gone, and what it knew
                 code = -signal.SIGKILL if _is_gone(self.pid) else None
             if code is not None or time.monotonic() > until:
                 return code
@@ -278,85 +287,3 @@ def child_threads(count: int) -> Generator[ThreadPoolExecutor]:
         kill_all()
         raise
     pool.shutdown()
-
-
-@dataclass(frozen=True)
-class Job:
-    """One message to a fresh child, answered by one ``done`` message."""
-
-    name: str
-    module: str
-    message: Mapping[str, Any]
-    timeout_seconds: float
-    threads: int = 1
-    code: Code = Code()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A child's own word on how far it is."""
-
-    job: Job
-    fraction: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """A job's answer, or how it died."""
-
-    job: Job
-    answer: Mapping[str, Any] | None
-    death: Death | None
-    seconds: float
-
-
-def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Progress | Done]:
-    """Run jobs, each in a fresh child, `at_once` side by side; yields as they go.
-
-    Jobs start in order. A job that dies or runs past its limit is Done with a
-    Death; the others go on.
-    """
-    waiting = list(reversed(jobs))
-    running: dict[Child, Job] = {}
-    with selectors.DefaultSelector() as selector:
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    job = waiting.pop()
-                    child = Fresh(job.module, threads=job.threads, code=job.code)
-                    running[child] = job
-                    selector.register(child.channel, selectors.EVENT_READ, child)
-                    with contextlib.suppress(ChannelClosed):
-                        child.channel.send(job.message)
-                ready = {key.data for key, _ in selector.select(timeout=0.25)}
-                for child, job in list(running.items()):
-                    event = _listen(child, job, child in ready)
-                    if event is None:
-                        continue
-                    yield event
-                    if isinstance(event, Done):
-                        del running[child]
-                        selector.unregister(child.channel)
-                        child.kill_family()
-        finally:
-            for child in running:
-                child.kill_family()
-
-
-def _listen(child: Child, job: Job, ready: bool) -> Progress | Done | None:
-    seconds = time.monotonic() - child.started
-    if ready:
-        try:
-            message = child.channel.receive(timeout=10)
-        except ChannelClosed:
-            return Done(job, None, child.death(), seconds)
-        except TimeoutError:
-            return Done(job, None, Death(Status.FAILED, "it stopped in the middle of a message"), seconds)
-        if "progress" not in message:
-            return Done(job, message, None, seconds)
-        if seconds <= job.timeout_seconds:
-            return Progress(job, float(message["progress"]), str(message.get("text", "")))
-    if seconds > job.timeout_seconds:
-        return Done(job, None, Death(Status.TIMEOUT, f"it ran past its limit of {job.timeout_seconds:g} s"), seconds)
-    return None

@@ -9,23 +9,24 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from leanmark import environments, revisions
 from leanmark.channel import PROTOCOL_VERSION
-from leanmark.errors import NothingToCompare
+from leanmark.errors import InvalidInput, NothingToCompare
 from leanmark.graphs import external_locations
+from leanmark.jobs import Done, Job, Progress, run_jobs
 from leanmark.jsonable import from_json
 from leanmark.judge import baselines
-from leanmark.judge.baselines import Baseline
+from leanmark.judge.baselines import Baseline, Packed
 from leanmark.measure.environment import read_environment
 from leanmark.planned import Options, Planned
 from leanmark.preparation import Preparation
 from leanmark.prepare.recipe import Prepared
-from leanmark.processes import Code, Done, Job, Progress, run_jobs
+from leanmark.processes import Code
 from leanmark.progress import Meter
 from leanmark.registry import Workload
-from leanmark.results import SCHEMA_VERSION, Result, Status
+from leanmark.results import SCHEMA_VERSION, Cell, Result, Status
 from leanmark.revisions import Checkout
 from leanmark.rules import Rules
 from leanmark.stages import Artifact, TorchModel
@@ -103,7 +104,12 @@ def _anchor(planned: Planned, suite: str, folder: Path | None) -> Iterator[Versi
 
 def _of_baseline(planned: Planned, baseline: Baseline) -> Version:
     """A baseline, with its artifacts where it has them. Raises InvalidInput."""
-    contents, problems = ({}, {}) if baseline.artifacts is None else _unpacked(planned, baseline)
+    contents: dict[str, tuple[str, ...]] = {}
+    problems: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    if baseline.artifacts is not None:
+        baseline, notes = _with_threads_of(planned, baseline, baseline.artifacts)
+        contents, problems = _unpacked(planned, baseline)
     return Version(
         "baseline",
         baseline.name,
@@ -113,8 +119,36 @@ def _of_baseline(planned: Planned, baseline: Baseline) -> Version:
         planned.code,
         {result.cell.id: result.code for result in baseline.run.results},
         baseline.run.rules,
+        notes=notes,
         problems=problems,
     )
+
+
+def _with_threads_of(planned: Planned, baseline: Baseline, packed: Packed) -> tuple[Baseline, tuple[str, ...]]:
+    """A baseline whose cells have the suite's number of threads where that is all that differs; and what is said of it.
+
+    An artifact holds no number of threads, and both versions run here. What the baseline's own run timed is left out.
+    """
+
+    def apart(cell: Cell) -> tuple[object, ...]:
+        return cell.workload, cell.recipe, cell.role, replace(cell.target, threads=0)
+
+    before = {apart(result.cell): result for result in reversed(baseline.run.results)}
+    known = {result.cell.id for result in baseline.run.results}
+    here = {cell.id: before.get(apart(cell)) for cell in planned.plan.cells if cell.id not in known}
+    moved = {name: result for name, result in here.items() if result is not None}
+    if not moved:
+        return baseline, ()
+    gone = {result.cell.id for result in moved.values()} - {cell.id for cell in planned.plan.cells}
+    cells = {cell.id: cell for cell in planned.plan.cells}
+    untimed: dict[str, Any] = dict.fromkeys(("timing", "against_reference", "against_eager"))
+    results = [replace(result, cell=cells[name], **untimed) for name, result in moved.items()]
+    contents = {name: packed.contents.get(result.cell.id, ()) for name, result in moved.items()}
+    kept = tuple(result for result in baseline.run.results if result.cell.id not in gone)
+    threads = sorted({result.cell.target.threads for result in moved.values()})
+    note = f"{baseline.name} was taken with threads: {threads[0]}; both versions are run with the suite's here"
+    packed = replace(packed, contents={**packed.contents, **contents})
+    return replace(baseline, run=replace(baseline.run, results=(*kept, *results)), artifacts=packed), (note,)
 
 
 def _unpacked(planned: Planned, baseline: Baseline) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -254,7 +288,10 @@ def _checked(done: Done, name: str) -> Preparation:
                 f"the leanmark of {name} has {what.replace('_', ' ')} {found.get(what)}, this one {spoken}",
                 do="Let one leanmark measure both: --base-python with an interpreter that has this version.",
             )
-    return from_json(Preparation, found)
+    try:
+        return from_json(Preparation, found)
+    except InvalidInput as error:  # it says that it speaks the same, and does not
+        raise NothingToCompare(f"what the leanmark of {name} prepared cannot be read: {error.what}") from error
 
 
 def _result(preparation: Preparation, index: int) -> Result:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from gate.project import Project
 
@@ -102,6 +104,22 @@ def test_artifacts_are_run_again_beside_the_head(project: Project):
     (run,) = (folder for folder in runs(project) if bases(folder))
     (base,) = bases(run)
     assert base["comparisons"][CELL.format("zero")]["answers_changed"] == 0
+
+
+def test_artifacts_taken_with_other_threads_are_run_with_those_of_the_suite(project: Project):
+    project.change("mine.yaml", "{runtime: torch}", "{runtime: torch, threads: 2}")
+    path = str(baseline(project))
+    done = project.leanmark("gate", "mine.yaml", "--baseline", path, "--measure-all", "--only", "zero", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert {item["cell"] for item in found["changes"]} == {"net/zero/cpu-torch-t2-b1"}
+    assert {item["verdict"] for item in found["changes"]} == {"unchanged"}
+    assert "quality" in {item["metric"] for item in found["changes"]}
+    assert any("was taken with threads: 1" in note for note in found["notes"])
+    project.change("net.py", "WRONG_BEYOND = 99.0", "WRONG_BEYOND = 2.05")
+    done = project.leanmark("gate", "mine.yaml", "--baseline", path, "--only", "fp32/", "--json")
+    changes = {(item["cell"], item["metric"]): item["verdict"] for item in json.loads(done.stdout)["changes"]}
+    assert changes["net/fp32/cpu-torch-t2-b1", "quality"] == "regressed", "by the stored answers"
 
 
 def test_a_torch_artifact_does_not_hold_its_models_code(project: Project):
@@ -235,31 +253,59 @@ def test_a_truncated_baseline_is_refused(project: Project):
     assert "is no whole baseline" in done.stderr
 
 
-def test_a_baseline_makes_no_code_run_that_the_suite_does_not_name(project: Project):
-    """An artifact says what builds it; one that says something else is left out, and that is told."""
+def gate_beside_forged(project: Project, manifest: dict[str, Any], files: dict[str, bytes]) -> tuple[int, str]:
+    """The gate beside a baseline whose reference is another artifact: its exit code, and the run's document."""
     path, packed, stored, content = opened(project)
     with zipfile.ZipFile(packed) as before:
-        files = {name: before.read(name) for name in before.namelist()}
-    manifest = json.loads(files[f"{content}/manifest.json"])
-    manifest |= {"builder": "os:system", "config": {"command": f"touch {project.folder}/owned.log"}}
+        kept = {name: before.read(name) for name in before.namelist()}
+    manifest = json.loads(kept[f"{content}/manifest.json"]) | manifest
+    manifest |= {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}} if files else {}
+    files = files or {"weights.safetensors": kept[f"{content}/weights.safetensors"]}
     forged = json.dumps(manifest).encode()
     identity = hashlib.sha256(forged).hexdigest()
     with zipfile.ZipFile(packed, "w") as after:
-        for name, content_bytes in files.items():
-            after.writestr(name, content_bytes)
-        after.writestr(f"{identity}/manifest.json", forged)
-        after.writestr(f"{identity}/weights.safetensors", files[f"{content}/weights.safetensors"])
+        own = {f"{identity}/{name}": data for name, data in {**files, "manifest.json": forged}.items()}
+        for name, data in {**kept, **own}.items():
+            after.writestr(name, data)
     stored["artifacts"]["contents"][CELL.format("fp32")] = [identity]
     store_again(path, packed, stored)
+    known = set(runs(project))
     done = project.leanmark("gate", "mine.yaml", "--baseline", str(path))
+    (run,) = set(runs(project)) - known
+    return done.returncode, (run / "run.json").read_text()
+
+
+def test_a_baseline_makes_no_code_run_that_the_suite_does_not_name(project: Project):
+    """An artifact says what builds it; one that says something else is left out, and that is told."""
+    named = {"builder": "os:system", "config": {"command": f"touch {project.folder}/owned.log"}}
+    code, said = gate_beside_forged(project, named, {})
     assert not (project.folder / "owned.log").exists()
-    (run,) = [
-        folder
-        for folder in (project.folder / "leanmark-runs").iterdir()
-        if "os:system" in (folder / "run.json").read_text()
-    ]
-    assert "is not run: it is built by 'os:system'" in (run / "run.json").read_text()
-    assert done.returncode == 0, done.stdout
+    assert "is not run: it is built by 'os:system'" in said
+    assert code == 0
+
+
+def program_with_weights_in(location: str) -> bytes:
+    """A program whose one tensor is said to lie in another file; within a constant, where few look."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4], np.zeros(4, np.float32))
+    weights.ClearField("float_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    nodes = [helper.make_node("Constant", [], ["c"], value=weights), helper.make_node("Add", ["x", "c"], ["y"])]
+    return helper.make_model(helper.make_graph(nodes, "g", shape[:1], shape[1:])).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (program_with_weights_in("../../../secret"), "its weights are said to lie in '../../../secret'"),
+        (program_with_weights_in("manifest.json"), "its weights are said to lie in 'manifest.json'"),
+        (b"\x0a\xff", "it holds no program that can be read"),
+    ],
+)
+def test_a_program_of_a_baseline_reads_no_files_but_its_own(project: Project, model: bytes, says: str):
+    _, said = gate_beside_forged(project, {"stage": "program"}, {"model.onnx": model})
+    assert says in said
 
 
 def test_no_baseline_at_all(project: Project):

@@ -7,11 +7,11 @@ import pytest
 
 from leanmark import registry
 from leanmark.declare.suite import load
+from leanmark.jobs import Done, Job, Preloaded, run_jobs
 from leanmark.jsonable import from_json
 from leanmark.planned import builtin_suites
 from leanmark.prepare.artifacts import Store, make_keys
 from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
-from leanmark.processes import Done, Job, run_jobs
 from leanmark.results import Status, StepSpec
 from leanmark.stages import Program
 
@@ -30,10 +30,10 @@ def quick_trials() -> dict[str, Trial]:
     return found
 
 
-def prepare_all(trials: dict[str, Trial], store: Store) -> dict[str, Prepared]:
+def prepare_all(trials: dict[str, Trial], store: Store, preloaded: Preloaded | None = None) -> dict[str, Prepared]:
     jobs = [Job(name, "leanmark.prepare.child", trial_message(trial, store, ()), 300) for name, trial in trials.items()]
     found: dict[str, Prepared] = {}
-    for event in run_jobs(jobs, 2):
+    for event in run_jobs(jobs, 2, preloaded):
         if isinstance(event, Done):
             assert event.answer is not None, event.death
             found[event.job.name] = from_json(Prepared, event.answer["prepared"])
@@ -51,14 +51,15 @@ def contents(store: Store, prepared: dict[str, Prepared]) -> dict[str, dict[str,
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Prepared]]:
     store = Store(tmp_path_factory.mktemp("first"))
-    return store, prepare_all(quick_trials(), store)
+    with Preloaded({"exports": True}) as preloaded:
+        return store, prepare_all(quick_trials(), store, preloaded)
 
 
 @pytest.mark.slow
 def test_the_same_suite_and_seed_prepare_the_same_bytes(first: tuple[Store, dict[str, Prepared]], tmp_path: Path):
     store, prepared = first
     again = Store(tmp_path)
-    backwards = dict(reversed(quick_trials().items()))  # another order must not matter
+    backwards = dict(reversed(quick_trials().items()))  # neither another order nor fresh interpreters must matter
     assert contents(again, prepare_all(backwards, again)) == contents(store, prepared)
 
 

@@ -18,8 +18,9 @@ from leanmark import registry
 from leanmark.arrays import numpy as np
 from leanmark.host import available_memory, one_per_core, pinned, stolen_seconds
 from leanmark.measure.launches import Launch
-from leanmark.measure.sides import CAN_FORK, Bases, Opener, Seats, Side
+from leanmark.measure.sides import Bases, Opener, Seats, Side
 from leanmark.measure.table import PATIENCE_SECONDS, Amount, Groups, Table
+from leanmark.processes import CAN_FORK
 
 TURN_SECONDS = 0.001
 # Coming back after the other side costs a call 0.03 to 0.3 ms: little of one so long.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +14,9 @@ from leanmark.arrays import Array
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
 from leanmark.host import available_memory, pin
 from leanmark.jsonable import from_json
-from leanmark.processes import Base, Child, Code, Copy, Death, Fresh
+from leanmark.processes import CAN_FORK, Base, Child, Code, Copy, Death, Fresh
 from leanmark.results import ColdStart, Status, Target
 
-CAN_FORK = sys.platform == "linux"
 _MODULE = "leanmark.measure.worker"
 OPEN_TIMEOUT_SECONDS = 120.0
 # Beside what is measured, not on its core: torch is 8 % slower in the first 25 ms of a copy.

@@ -14,18 +14,17 @@ import gc
 import importlib
 import itertools
 import os
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from leanmark import modules
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, end_with_parent, inherited
+from leanmark.copies import make_copies
 from leanmark.host import peak_rss_bytes, rss_and_uss_bytes
 from leanmark.measure import energy
 
@@ -241,7 +240,8 @@ def main(descriptor: int, *paths: str) -> None:
     try:
         message = channel.receive()
         if message["op"] == "base":
-            _make_copies(channel, message)
+            _import(message)
+            make_copies(channel, _serve)
         else:
             end_with_parent(channel)
             _serve(channel, message)
@@ -249,68 +249,13 @@ def main(descriptor: int, *paths: str) -> None:
         return
 
 
-def _make_copies(channel: Channel, message: Message) -> None:
-    """Import the runtime, then fork whenever asked; a copy gets a channel and a log of its own.
-
-    With one thread a side this process has a single thread, so that forking it is safe.
-    """
-    with contextlib.suppress(Exception):  # each copy meets the fault again, and reports it
+def _import(message: Message) -> None:
+    """What a base has behind it; each copy meets a fault in it again, and reports it."""
+    with contextlib.suppress(Exception):
         importlib.import_module(message["library"])
         modules.resolve(message["loader"])
         for module in ("leanmark.stages", "leanmark.workloads.split_store"):
             importlib.import_module(module)
-    gc.collect()
-    gc.freeze()
-    channel.send({"protocol": PROTOCOL_VERSION})
-    codes: dict[int, int | None] = {}
-    while True:
-        message = channel.receive()
-        for pid in [pid for pid, code in codes.items() if code is None]:
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-        if message["op"] == "ended":
-            channel.send({"code": codes[message["pid"]]})
-            continue
-        own, log = socket.recv_fds(channel.socket, 1, 2)[1]
-        sys.stdout.flush()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            os.close(own)
-            os.close(log)
-            channel.send({"error": str(error)})
-            continue
-        if pid == 0:
-            _be_copy(channel, own, log)
-        os.setpgid(pid, pid)  # here too, so that it is done whichever of the two runs first
-        codes[pid] = None
-        os.close(own)
-        os.close(log)
-        channel.send({"pid": pid})
-
-
-def _be_copy(base: Channel, own: int, log: int) -> NoReturn:
-    """The life of a copy: a worker like any other, in a process group of its own."""
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        base.close()
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        os.close(log)
-        channel = inherited(own)
-        end_with_parent(channel)
-        _serve(channel, channel.receive())
-        code = 0
-    except ChannelClosed:
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def _serve(channel: Channel, message: Message) -> None:

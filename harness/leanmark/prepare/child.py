@@ -1,15 +1,20 @@
-"""The process that prepares one trial, or looks where trials start from: a message in, progress and one answer out."""
+"""The process that prepares one trial, or looks where trials start from: a message in, progress and one answer out.
+
+A process that is first asked to be a base imports what every trial needs and only makes copies of itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from leanmark import modules, registry
 from leanmark.channel import Channel, ChannelClosed, end_with_parent, inherited
+from leanmark.copies import is_single_threaded, make_copies
 from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
 from leanmark.jsonable import from_json, to_json
 from leanmark.prepare import origins
@@ -18,17 +23,50 @@ from leanmark.prepare.origins import Seen
 from leanmark.prepare.recipe import Prepared, Trial, prepare
 from leanmark.registry import Workload
 from leanmark.results import Status, StepSpec
+from leanmark.stages import Program, TorchModel
+
+_IMPORTED = ("torch", "onnx", "leanmark.techniques.training")
+# What the ONNX exporter imports by itself takes longer than an export.
+_IMPORTED_TO_EXPORT = (
+    "onnxscript",
+    "torch._dynamo",
+    "torch._inductor.decomposition",
+    "torch.export._trace",
+    "torch.onnx._internal.exporter._core",
+)
+
+
+def exports(spec: StepSpec) -> bool:
+    """Whether a step makes a program of a torch model."""
+    step = registry.get_step(spec.name)
+    return TorchModel in step.consumes and step.produces is Program
 
 
 def main(descriptor: int, *paths: str) -> None:
     """Answer one message, then wait to be ended: what steps started is found while this process lives."""
     modules.look_in(map(Path, paths))
     channel = inherited(descriptor)
-    message = channel.receive()
-    end_with_parent(channel)
-    _answer(message, channel)
     with contextlib.suppress(ChannelClosed):
-        channel.receive()
+        message = channel.receive()
+        if message.get("op") == "base":
+            _import(exports=message["exports"])
+            if is_single_threaded():  # a thread that is forked away may hold a lock for ever
+                make_copies(channel, _serve)
+            return
+        end_with_parent(channel)
+        _serve(channel, message)
+
+
+def _import(*, exports: bool) -> None:
+    """What trials need of others' code, before their time is taken; a fault in it is met again where it is needed."""
+    for name in (*_IMPORTED, *(_IMPORTED_TO_EXPORT if exports else ())):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def _serve(channel: Channel, message: dict[str, Any]) -> None:
+    _answer(message, channel)
+    channel.receive()  # the parent hangs up, or ends this process
 
 
 def _answer(message: dict[str, Any], channel: Channel) -> None:
@@ -44,7 +82,9 @@ def _answer(message: dict[str, Any], channel: Channel) -> None:
             return
         for plugin in message["plugins"]:
             registry.load_plugin(plugin)
-        prepared = prepare(_trial(message), store, progress)
+        trial = _trial(message)
+        _import(exports=any(map(exports, trial.steps)))
+        prepared = prepare(trial, store, progress)
     except StorageFull as error:
         channel.send({"full": str(error.where)})
         return

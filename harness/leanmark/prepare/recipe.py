@@ -20,7 +20,7 @@ from leanmark.host import peak_rss_bytes
 from leanmark.jsonable import from_json, to_json
 from leanmark.prepare import origins
 from leanmark.prepare.artifacts import Entry, Keys, Origin, Store, is_shipped, make_keys
-from leanmark.prepare.base import make_base
+from leanmark.prepare.base import make_base, seed_generators
 from leanmark.registry import Workload
 from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
@@ -185,6 +185,7 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
 
     def run() -> TorchModel | Program:
         context.progress(0.0, spec.name)
+        seed_generators(context.seed)  # a step that draws without asking for a generator draws the same again
         none: list[Path] = []
         with contextlib.nullcontext(none) if is_shipped(step.function) else origins.files_read() as files:
             stage = step.function(source.load(), context, **step.parameters(**spec.params).model_dump())
