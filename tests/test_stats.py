@@ -282,3 +282,70 @@ def test_what_is_not_shown_to_be_faster_never_pays_off():
     assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((20_000, 16_667, 50_000), rel=1e-4)
     assert stats.break_even(10.0, 1e-3, Interval(0.9, 0.8, 1.0, 0.95, 5, "")) is None
+
+
+# --- the laws of the plain estimators ---------------------------------------------
+
+samples = st.lists(st.floats(-1e3, 1e3).filter(lambda value: value == 0 or abs(value) > 1e-3), min_size=4, max_size=40)
+scores = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=30).map(
+    lambda rows: np.array(rows, dtype=float).T
+)
+
+
+def shown(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+@given(samples, st.sampled_from([0.25, 2.0, 1024.0]), st.randoms())
+def test_means_know_neither_the_unit_nor_the_order(values: list[float], factor: float, random):
+    mixed = list(values)
+    random.shuffle(mixed)
+    before, after = stats.student_mean(np.array(values)), stats.student_mean(factor * np.array(mixed))
+    assert shown(after) == pytest.approx(tuple(factor * value for value in shown(before)), rel=1e-6, abs=1e-6)
+    ratio, other = stats.log_ratio_of_pairs(values), stats.log_ratio_of_pairs([-value for value in mixed])
+    assert (other.mean, other.error) == pytest.approx((-ratio.mean, ratio.error), abs=1e-9)
+
+
+@given(samples, st.floats(0.05, 0.95), st.sampled_from([0.25, 2.0, 1024.0]), st.randoms())
+def test_percentiles_scale_and_lie_within_the_samples(values: list[float], fraction: float, factor: float, random):
+    found = stats.percentile(np.array(values), fraction)
+    if found is None:
+        return
+    mixed = list(values)
+    random.shuffle(mixed)
+    assert stats.percentile(factor * np.array(mixed), fraction) == pytest.approx(factor * found)
+    assert min(values) <= found <= max(values)
+
+
+@given(scores, st.randoms())
+def test_scores_know_no_order_of_examples_and_mirror_with_hits_and_misses(table: np.ndarray, random):
+    order = list(range(table.shape[1]))
+    random.shuffle(order)
+    for hits in (table, table[:1]):
+        one, mixed, misses = (stats.mean_score(item) for item in (hits, hits[:, order], 1 - hits))
+        assert shown(mixed) == pytest.approx(shown(one))
+        assert shown(misses) == pytest.approx((1 - one.value, 1 - one.high, 1 - one.low))
+        moved = stats.paired_difference(hits[:, order], (1 - hits)[:, order])
+        assert shown(moved) == pytest.approx(shown(stats.paired_difference(hits, 1 - hits)))
+
+
+@given(st.floats(1e-3, 1e4), st.floats(1e-6, 10), st.floats(0.05, 0.9), st.sampled_from([2.0, 1024.0]))
+def test_what_pays_off_does_so_after_as_many_calls_in_any_unit(
+    seconds: float, before: float, value: float, factor: float
+):
+    ratio = Interval(value, value * 0.9, value * 1.1, 0.95, 8, "")
+    one, other = stats.break_even(seconds, before, ratio), stats.break_even(seconds * factor, before * factor, ratio)
+    assert one is not None
+    assert other is not None
+    assert shown(one) == pytest.approx(shown(other))
+    assert one.low <= one.value <= one.high
+
+
+@given(st.floats(-1, 1), st.floats(0, 0.1), st.integers(1, 3), st.floats(0, 0.05))
+def test_fewer_launches_than_an_interval_needs_decide_nothing(mean: float, error: float, count: int, tolerance: float):
+    assert stats.judge(stats.LogRatio(mean, error, count), tolerance) is Verdict.INCONCLUSIVE
+
+
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing"):
+        stats.wilson(0, 0)

@@ -213,13 +213,16 @@ def control_warnings(
     found: Sequence[Result], launches: Mapping[str, Sequence[Launch]], tolerance: float
 ) -> tuple[str, ...]:
     """What the run's own controls say against it, at the level corrected for their number."""
-    controls = [result for result in found if result.cell.role is Role.CONTROL and result.against_reference is not None]
+    asked = (Status.SKIPPED, Status.NOT_APPLICABLE)
+    controls = [result for result in found if result.cell.role is Role.CONTROL and result.status not in asked]
     warnings: list[str] = []
     for result in controls:
         level = 1 - (1 - stats.LEVEL) / len(controls)
         reference = f"{result.cell.workload}/fp32/{result.cell.target.id}"
         ratio = _compare(launches.get(result.cell.block, ()), result.cell.id, reference)
         if ratio is None:
+            why = result.reason or "too few launches have both"
+            warnings.append(f"control missing: {result.cell.id} has no ratio to its reference: {why}")
             continue
         interval = ratio.interval(level)
         shown = f"{interval.value:.3f}x [{interval.low:.3f}, {interval.high:.3f}]"

@@ -245,8 +245,10 @@ def judge(ratio: LogRatio, tolerance: float, level: float = VERDICT_LEVEL) -> Ve
 
     Regressed or improved only where the whole interval at `level` lies beyond the
     tolerance, unchanged only where it lies within; the limits are 1 + tolerance and
-    its inverse, so that swapping the sides swaps the verdicts.
+    its inverse, so that swapping the sides swaps the verdicts. Fewer launches than an interval needs decide nothing.
     """
+    if ratio.launches < MINIMUM_LAUNCHES:
+        return Verdict.INCONCLUSIVE
     interval, limit = ratio.interval(level), 1 + tolerance
     if interval.low > limit:
         return Verdict.REGRESSED
@@ -323,7 +325,9 @@ def percentile(samples: Array, fraction: float) -> float | None:
 
 
 def wilson(successes: float, count: int, level: float = LEVEL) -> Interval:
-    """A proportion with its score interval (Wilson 1927)."""
+    """A proportion with its score interval (Wilson 1927). Raises ValueError without a single trial."""
+    if count < 1:
+        raise ValueError("a share of nothing")
     z = normal(0.5 + level / 2)
     share = successes / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
