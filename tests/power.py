@@ -15,10 +15,12 @@ import contextlib
 import itertools
 import json
 import math
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +56,7 @@ KINDS = {
     "slower-3": (0.03, SHORT, 14, 0.005),
     "twice": (1.0, SHORT, 14, 0.005),
     "slower-1": (0.01, LONG, 3, 0.0025),
+    "apart": (0.0, SHORT, 6, 0.005),  # each side forked off an interpreter of its own
 }
 
 
@@ -64,6 +67,9 @@ def schedule() -> Iterator[tuple[str, Setting]]:
             yield "same", setting
         if cycle == 0:  # sides of unlike length, where much is disturbed
             yield "twice", Setting("onnxruntime", 1, True)
+            for setting in SETTINGS:
+                if not setting.busy:
+                    yield "apart", setting
         yield "slower-3", SETTINGS[cycle % len(SETTINGS)]
         for offset in range(4):
             yield "slower-1", SETTINGS[(4 * cycle + offset) % len(SETTINGS)]
@@ -95,18 +101,20 @@ def load_about(path: Path) -> dict[str, Any]:
 def load_part(path: Path) -> tuple[list[Launch], dict[str, Any]]:
     with np.load(path) as stored:
         about = json.loads(stored["about"].tobytes())
-        launches: list[Launch] = []
-        for number in range(about["shape"]["launches"]):
-            turns, copies = stored[f"turns_{number}"], stored[f"copies_{number}"].astype(np.int32)
-            facts = LaunchFacts(
-                ("reference", "other"),
-                about["calls_a_turn"],
-                about["untimed"],
-                *(True, True, (), 0.0, 0.0, None, (1.0, 1.0), {}),
-            )
-            share = np.where(turns < 0, 0.0, 1.0)
-            launches.append(Launch(facts, np.abs(turns) * UNIT, share, copies, np.zeros((2, 0, 0)), np.zeros((2, 0))))
-    return launches, about
+        numbers = range(about["shape"]["launches"])
+        return [launch_of(stored[f"turns_{n}"], stored[f"copies_{n}"].astype(np.int32), about) for n in numbers], about
+
+
+def launch_of(turns: Any, copies: Any, about: dict[str, Any]) -> Launch:
+    """A launch of two sides from its turns, as a file keeps them."""
+    facts = LaunchFacts(
+        ("reference", "other"),
+        about.get("calls_a_turn", 1),
+        about.get("untimed", 0),
+        *(True, True, (), 0.0, 0.0, None, (1.0, 1.0), {}),
+    )
+    share = np.where(turns < 0, 0.0, 1.0)
+    return Launch(facts, np.abs(turns) * UNIT, share, copies, np.zeros((2, 0, 0)), np.zeros((2, 0)))
 
 
 def record(minutes: float) -> None:
@@ -143,7 +151,7 @@ def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Pa
     """Duels of one setting: what they were, and every turn of them."""
     slowdown, shape, comparisons, _ = KINDS[kind]
     slowed = replace(setting, slowdown=slowdown)
-    launches = power.record(slowed, shape, comparisons, scratch, number, lambda _: None)
+    launches = power.record(slowed, shape, comparisons, scratch, number, lambda _: None, apart=kind == "apart")
     facts = launches[0].facts
     about = {
         "setting": asdict(slowed),
@@ -189,14 +197,10 @@ def one_duel(setting: Setting, seed: int, scratch: Path) -> tuple[Said, dict[str
     pairs = [launch.pairs("other", "reference") for launch in launches]
     ratio = stats.paired_log_ratio([item for item in pairs if item is not None])
 
-    def is_regressed(slowdown: float) -> bool:
-        slower = replace(ratio, mean=ratio.mean + math.log1p(slowdown))
-        return stats.judge(slower, KINDS["same"][3]) is Verdict.REGRESSED
-
     said = Said(
         "leanmark duel, 99 % beyond 0.5 %",
-        is_regressed(0.0),
-        tuple(map(is_regressed, SLOWDOWNS)),
+        is_regressed(ratio, 0.0),
+        tuple(is_regressed(ratio, slowdown) for slowdown in SLOWDOWNS),
         math.exp(ratio.mean),
         wall,
     )
@@ -217,29 +221,35 @@ def turns_of(launches: Sequence[Launch]) -> dict[str, Any]:
 # --- the report ----------------------------------------------------------------------
 
 
+Part = tuple[list[Launch], dict[str, Any]]
+
+
 def report() -> dict[str, Any]:
     """Everything that the recordings say, as JSON values."""
-    found: dict[str, Any] = {}
-    for kind, setting in itertools.product(KINDS, SETTINGS):
-        parts = [load_part(path) for path in parts_of(kind, setting)]
-        if parts:
-            found[f"{kind} {setting.name}"] = report_duels(kind, parts)
+    asked = [(kind, setting) for kind, setting in itertools.product(KINDS, SETTINGS) if parts_of(kind, setting)]
+    with ProcessPoolExecutor() as pool:
+        rows = pool.map(report_duels, *zip(*asked, strict=True)) if asked else ()
+        found: dict[str, Any] = {
+            f"{kind} {setting.name}": row for (kind, setting), row in zip(asked, rows, strict=True)
+        }
     for setting in USUAL:
-        comparisons = [item for path in parts_of("usual", setting) for item in load_about(path)["said"]]
+        comparisons = [said for path in parts_of("usual", setting) for said in said_by_all(setting, path)]
         by_method = zip(*comparisons, strict=True)
-        rows = {said[0]["method"]: report_usual([Said(**item) for item in said]) for said in by_method}
+        rows = {said[0].method: report_usual(said) for said in by_method}
         if rows:
             found[f"usual {setting.name}"] = rows
     return found
 
 
-def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) -> dict[str, Any]:
+def report_duels(kind: str, setting: Setting) -> dict[str, Any]:
     """Of one setting: real comparisons, and those drawn from its launches.
 
-    A comparison has as many copies, and at least launches, as fit into its time, untimed
-    calls and turns that were disturbed included.
+    A real comparison has the launches whose calls, untimed ones and turns that were disturbed included, fit into its
+    time; a drawn one as many as fit on average.
     """
+    parts = [load_part(path) for path in parts_of(kind, setting)]
     slowdown, shape, _, tolerance = KINDS[kind]
+    seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
     copies = sum(len(np.unique(launch.copies)) for launches, _ in parts for launch in launches)
     copy_seconds = sum(about["call_seconds"] for _, about in parts) / copies
 
@@ -248,11 +258,6 @@ def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) ->
         shapes = [Shape(min(to.launches, int(seconds / (n * copy_seconds))), n) for n in range(1, to.copies + 1)]
         enough = [shape for shape in shapes if shape.launches >= to.launches - FEWER] or shapes[:1]
         return max(enough, key=lambda shape: (shape.launches * shape.copies, shape.launches))
-
-    def cut(to: Shape) -> Iterator[list[Any]]:
-        for launches, _ in parts:
-            for comparison in power.comparisons(launches, to.copies, to.launches):
-                yield comparison[: to.launches]
 
     def drawn(to: Shape, seconds: float, count: int, slower: float, beyond: float) -> dict[str, Any]:
         fitting = within(to, seconds)
@@ -263,17 +268,24 @@ def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) ->
         samples = power.resample(recorded, fitting.launches, count, seed=round(1000 * slower))
         return asdict(power.tally(samples, slower, beyond, math.log1p(slower)))
 
-    seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
     fitting = within(shape, seconds)
-    real = list(cut(fitting))
+    by_part = [list(real_comparisons(part, fitting.copies, seconds)) for part in parts]
+    real = [comparison for comparisons in by_part for comparison in comparisons]
+    tally = power.tally(iter(real), slowdown, tolerance)
+    launches = float(np.median([len(comparison) for comparison in real]))
+    error = stats.LogRatio(0.0, tally.mean_error, round(launches))
     row: dict[str, Any] = {
-        "call_share": sum(about["call_seconds"] for _, about in parts) / sum(a["wall_seconds"] for _, a in parts),
+        "busy": setting.busy,
         "milliseconds": 1e3 * float(np.median(np.concatenate([x.seconds[:, 0] for ls, _ in parts for x in ls]))),
         "parts": len(parts),
         "launches": sum(len(launches) for launches, _ in parts),
-        "launches_a_comparison": fitting.launches,
+        "launches_a_comparison": launches,
         "copies_a_launch": fitting.copies,
-        "real": asdict(power.tally(iter(real), slowdown, tolerance)),
+        "minimum_detectable_effect": error.minimum_detectable_effect(stats.VERDICT_LEVEL, tolerance),
+        "spread": spread_of(parts),
+        "real": asdict(tally),
+        "estimates": [[stats.paired_log_ratio(item).mean for item in comparisons] for comparisons in by_part],
+        "versions": sorted({json.dumps(about["machine"], sort_keys=True) for _, about in parts}),
     }
     if kind == "same":
         slower, long_tolerance = power.SLOWDOWN, KINDS["slower-1"][3]
@@ -286,7 +298,70 @@ def report_duels(kind: str, parts: list[tuple[list[Launch], dict[str, Any]]]) ->
     return row
 
 
-def report_usual(said: list[Said]) -> dict[str, Any]:
+def spread_of(parts: Sequence[Part]) -> tuple[float, float]:
+    """Standard deviations of log ratios: from copy to copy of one launch, and what its interpreters add.
+
+    The second is the square root of a difference of variances, which can be negative by chance; so has it the sign.
+    """
+    within, between, sizes = [], [], []
+    for launches, _ in parts:
+        medians = [[float(np.median(pairs)) for pairs in power.units(launch, 1)] for launch in launches]
+        whole = [values for values in medians if len(values) > 1]
+        within += [float(np.var(values, ddof=1)) for values in whole]
+        between.append(float(np.var([np.mean(values) for values in whole], ddof=1)))
+        sizes += [len(values) for values in whole]
+    copies = float(np.mean(within))
+    added = float(np.mean(between)) - copies / float(np.mean(sizes))
+    return math.sqrt(copies), math.copysign(math.sqrt(abs(added)), added)
+
+
+def real_comparisons(part: Part, copies: int, seconds: float) -> Iterator[list[Any]]:
+    """The comparisons of a part as they were recorded: of each, the pairs of the launches whose calls fit."""
+    launches, about = part
+    calls = about["calls_a_turn"] + about["untimed"]
+    recorded = [
+        (units, float(launch.seconds.sum()) * calls * copies / max(1, len(np.unique(launch.copies))))
+        for launch in launches
+        if (units := power.units(launch, copies))
+    ]
+    for number in range(max(len(units) for units, _ in recorded)):
+        found: list[Any] = []
+        left = seconds
+        for units, taken in recorded:
+            left -= taken
+            if number < len(units) and left >= 0:
+                found.append(units[number])
+        if len(found) >= stats.MINIMUM_LAUNCHES:
+            yield found
+
+
+def said_by_all(setting: Setting, path: Path) -> Iterator[list[Said]]:
+    """What each method said of each comparison of a part; of the duel, what its launches say that fit into the time."""
+    calls = next(about["calls_a_turn"] + about["untimed"] for about in map(load_about, parts_of("same", setting)))
+    with np.load(path) as stored:
+        about = json.loads(stored["about"].tobytes())
+        for index, said in enumerate(about["said"]):
+            names = [name for name in stored.files if re.fullmatch(rf"duel_turns_\d+_{index}", name)]
+            left, pairs = SHORT_SECONDS, []
+            for name in sorted(names, key=lambda name: int(name.split("_")[2])):
+                turns, copies = stored[name], stored[name.replace("turns", "copies")].astype(np.int32)
+                left -= float(np.abs(turns).sum()) * UNIT * calls
+                found = launch_of(turns, copies, about).pairs("other", "reference")
+                if left >= 0 and found is not None:
+                    pairs.append(found)
+            own = Said(**said[0])
+            ratio = stats.paired_log_ratio(pairs)
+            regressed, *slower = (is_regressed(ratio, slowdown) for slowdown in (0.0, *SLOWDOWNS))
+            cut = replace(own, regressed=regressed, slower_regressed=tuple(slower), ratio=math.exp(ratio.mean))
+            yield [cut, *(Said(**item) for item in said[1:])]
+
+
+def is_regressed(ratio: stats.LogRatio, slowdown: float) -> bool:
+    """Whether a duel says so of the second side, made slower by an exact share."""
+    return stats.judge(replace(ratio, mean=ratio.mean + math.log1p(slowdown)), KINDS["same"][3]) is Verdict.REGRESSED
+
+
+def report_usual(said: Sequence[Said]) -> dict[str, Any]:
     """Of one method of others on one setting."""
     logs = [math.log(item.ratio) for item in said]
     return {

@@ -27,7 +27,7 @@ from leanmark.measure import paired
 from leanmark.measure.launches import Launch
 from leanmark.measure.paired import COPY_SECONDS, LAUNCHES
 from leanmark.measure.sides import Side
-from leanmark.processes import Fresh, kill_all
+from leanmark.processes import Code, Fresh, kill_all
 from leanmark.progress import Advance
 from leanmark.results import Interval, Target, Verdict
 from leanmark.stages import Delivery, Program, Split, TorchModel, save
@@ -86,10 +86,21 @@ def shape_for(seconds: float) -> Shape:
 
 
 def record(
-    setting: Setting, shape: Shape, comparisons: int, folder: Path, seed: int, progress: Callable[[float], None]
+    setting: Setting,
+    shape: Shape,
+    comparisons: int,
+    folder: Path,
+    seed: int,
+    progress: Callable[[float], None],
+    *,
+    apart: bool = False,
 ) -> list[Launch]:
-    """Launches that hold so many comparisons of a shape. Raises InvalidInput if a side does not run."""
-    sides = both_sides(setting, folder)
+    """Launches that hold so many comparisons of a shape. Raises InvalidInput if a side does not run.
+
+    apart: the second side is forked off an interpreter of its own, as another version's code is.
+    """
+    reference, other = both_sides(setting, folder)
+    sides = [reference, replace(other, code=Code(folder=Path.cwd())) if apart else other]
     with neighbour() if setting.busy else contextlib.nullcontext():
         measured = paired.measure(
             sides,
@@ -260,7 +271,8 @@ def measure_power(total_seconds: float, budget_seconds: float, advance: Advance)
                         done,
                         lambda share, at=at, label=label: advance(at + share / (2 * len(settings)), label),
                     )
-                    kinds.append(list(comparisons(launches, shape.copies, shape.launches * 3 // 4)))
+                    least = max(stats.MINIMUM_LAUNCHES, shape.launches * 3 // 4)
+                    kinds.append(list(comparisons(launches, shape.copies, least)))
                     done += 1
                 sights.append(_sight(setting, kinds[0], kinds[1], shape.launches))
     finally:
@@ -269,6 +281,8 @@ def measure_power(total_seconds: float, budget_seconds: float, advance: Advance)
 
 
 def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
+    if not same or not slower:
+        raise InvalidInput(f"{setting.name}: too few launches were whole to compare anything", do="Give more time.")
     a, b = tally(iter(same), 0.0, TOLERANCE), tally(iter(slower), SLOWDOWN, TOLERANCE)
     error = stats.LogRatio(0.0, a.mean_error, launches)
     effect = error.minimum_detectable_effect(stats.VERDICT_LEVEL, TOLERANCE)
