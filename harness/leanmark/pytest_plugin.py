@@ -157,8 +157,10 @@ class CellFailed(Exception):
 class _Item(pytest.Item):
     """What all items of a suite have in common."""
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, self.name
+    fixturenames = ("benchmark",)  # by which pytest-benchmark knows what --benchmark-only and --benchmark-skip mean
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, self.name  # a line, for pytest asserts that what is skipped has one
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """One message for a user's mistakes and a cell's failures; a traceback for faults."""

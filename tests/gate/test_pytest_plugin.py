@@ -2,22 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gate.project import Project
 
 CELL = "net/{}/cpu-torch-t1-b1"
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:randomly")
 pytestmark = pytest.mark.slow
 
 
 def run_pytest(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:randomly", *arguments],
+        [*PYTEST, *arguments],
         cwd=project.folder,
         env={**os.environ, "LEANMARK_CACHE": str(project.cache)},
         capture_output=True,
@@ -39,6 +42,43 @@ def test_cells_are_items_and_results_are_benchmarks(project: Project):
     assert benchmark["extra_info"]["leanmark"]["status"] == "ok"
     (suite,) = ElementTree.parse(project.folder / "junit.log").getroot()
     assert suite.get("tests") == "1"
+
+
+def test_cells_are_benchmarks_to_the_options_of_pytest_benchmark(project: Project):
+    (project.folder / "test_other.py").write_text("def test_other():\n    pass\n")
+    asked = ("mine.yaml", "test_other.py", "-k", "plain or other", "-rs")
+    done = run_pytest(project, *asked, "--benchmark-only")
+    assert "1 passed, 1 skipped" in done.stdout, done.stdout
+    assert "test_other.py: Skipping non-benchmark" in done.stdout
+    done = run_pytest(project, *asked, "--benchmark-skip")
+    assert "1 passed, 1 skipped" in done.stdout, done.stdout
+    assert "Skipping benchmark" in done.stdout
+
+
+def test_an_interrupt_ends_the_session_and_what_it_started(project: Project):
+    project.change("mine.yaml", "budget: 400ms, launches: 4", "budget: 10min, launches: 4")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of a background job would ignore it
+    process = subprocess.Popen(
+        [*PYTEST, "mine.yaml", "-k", "plain"],
+        cwd=project.folder,
+        env={**os.environ, "LEANMARK_CACHE": str(project.cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if " launch 1 of 4" in line:
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family, said
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, said + rest
+    assert "KeyboardInterrupt" in rest
+    assert not psutil.wait_procs(family, timeout=30)[1]
 
 
 def test_a_cell_that_fails_fails_without_a_traceback_and_alone_when_asked_again(project: Project):
