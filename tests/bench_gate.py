@@ -1,6 +1,7 @@
 """How often the gate cries wolf, and how fast it decides.
 
     python tests/bench_gate.py record --minutes 60   gates of ten cells whose head differs from the base by a comment
+    python tests/bench_gate.py baselines --count 5   gates beside baselines that were taken under other conditions
     python tests/bench_gate.py report                what they said, and how long deciding about a thousand cells takes
 
 Every cell is measured (--measure-all), in a repository made for it, by `leanmark gate` as a user calls it. What each
@@ -10,8 +11,11 @@ gate said is appended to docs/gates.jsonl, where the next recording goes on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +25,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from leanmark import stats
+from leanmark import power, stats
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge.gate import judge
 from leanmark.judge.opponents import Stored
@@ -30,6 +34,7 @@ from leanmark.results import Run
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "gates.jsonl"
 CELLS = 1000
+INTERVAL = ("value", "low", "high", "level", "n")
 NET = """\
 import torch
 from torch import nn
@@ -97,51 +102,81 @@ def make_repository(folder: Path) -> None:
     git(folder, "commit", "--quiet", "--all", "--message", "two")
 
 
+def gated(folder: Path, about: dict[str, Any], *options: str) -> None:
+    """One gate, with what it said, appended to the file."""
+    begun = time.monotonic()
+    done = leanmark(folder, "gate", "ten.yaml", *options, "--measure-all", "--json")
+    if done.returncode not in (0, 1, 3):
+        raise SystemExit(done.stderr)
+    found, machine = json.loads(done.stdout), read_environment()
+    entry = {
+        **about,
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begun, 1),
+        "exit_code": done.returncode,
+        "latency": [
+            {"cell": item["cell"], "verdict": item["verdict"], **{key: item["change"][key] for key in INTERVAL}}
+            for item in found["changes"]
+            if item["metric"] == "latency" and item["change"] is not None
+        ],
+        "findings": [item for item in found["changes"] if item["verdict"] in ("regressed", "missing", "broken")],
+        "notes": found["notes"],
+        "machine": {key: machine[key] for key in ("cpu", "cores", "kernel", "python", "versions")},
+    }
+    with FILE.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    print(f"{about}: exit code {done.returncode}, {entry['seconds']} s", flush=True)
+
+
+def leanmark(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "leanmark.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
 def record(minutes: float) -> None:
     """Gate after gate, each appended when it is done."""
     until = time.monotonic() + 60 * minutes
-    machine = read_environment()
     with tempfile.TemporaryDirectory(prefix="leanmark-gates-") as scratch:
         folder = Path(scratch) / "repository"
         make_repository(folder)
         while time.monotonic() < until:
-            begun = time.monotonic()
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "leanmark.cli",
-                "gate",
-                "ten.yaml",
-                "--base",
-                "HEAD~1",
-                "--measure-all",
-            ]
-            done = subprocess.run([*command, "--json"], cwd=folder, capture_output=True, text=True, check=False)
-            if done.returncode not in (0, 1, 3):
-                raise SystemExit(done.stderr)
-            found = json.loads(done.stdout)
-            entry = {
-                "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - begun, 1),
-                "exit_code": done.returncode,
-                "latency": [
-                    {"verdict": item["verdict"], "value": item["change"]["value"], "level": item["change"]["level"]}
-                    for item in found["changes"]
-                    if item["metric"] == "latency" and item["change"] is not None
-                ],
-                "findings": [
-                    item for item in found["changes"] if item["verdict"] in ("regressed", "missing", "broken")
-                ],
-                "notes": found["notes"],
-                "machine": {key: machine[key] for key in ("cpu", "cores", "kernel", "python", "versions")},
-            }
-            with FILE.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-            print(
-                f"gate {len(FILE.read_text().splitlines())}: exit code {done.returncode}, {entry['seconds']} s",
-                flush=True,
-            )
+            gated(folder, {"beside": "base", "head": "the same"}, "--base", "HEAD~1")
+
+
+def record_baselines(count: int) -> None:
+    """Baselines with artifacts, taken alone, beside a busy neighbour and with two threads: `count` gates beside each
+    with a head that is the same, and as many with one that has one layer more in thirty-three."""
+    with tempfile.TemporaryDirectory(prefix="leanmark-gates-") as scratch:
+        folder = Path(scratch) / "repository"
+        make_repository(folder)
+        same = (folder / "net.py").read_text().replace("for layer in self.middle", "for layer in 5 * (*self.middle,)")
+        few = SUITE.split("recipes:")[0] + "recipes:\n  fused: [export.onnx, graph.clean, fuse.graph]\n"
+        judged = "gate: {macs: off, size: {tolerance: 5%}}\n"  # so that latency alone can find what is slower
+        suite = few + "targets:" + SUITE.split("targets:")[1] + judged
+        slower = same.replace("5 * (*self.middle,)", "(*(5 * (*self.middle,)), self.middle[0])")
+        taken: dict[str, str] = {}
+        for name in ("alone", "beside a busy neighbour", "with two threads"):
+            (folder / "net.py").write_text(same)
+            threads = ", threads: 2" if "threads" in name else ""
+            (folder / "ten.yaml").write_text(suite.replace("onnxruntime}", f"onnxruntime{threads}}}"))
+            store = {"LEANMARK_CACHE": str(Path(scratch) / f"store {name}")}  # so that each is prepared anew
+            with power.neighbour() if "busy" in name else contextlib.nullcontext():
+                ran = leanmark(folder, "run", "ten.yaml", **store)
+            saved = leanmark(folder, "baseline", "save", "latest", "--with-artifacts", "--folder", name, **store)
+            if ran.returncode or saved.returncode:
+                raise SystemExit(ran.stderr + saved.stderr)
+            taken[name] = str(next((folder / name).glob("*.json")).relative_to(folder))
+        contents = [json.loads((folder / file).read_text())["artifacts"]["contents"] for file in taken.values()]
+        hashes = [sorted(map(tuple, found.values())) for found in contents]
+        print(f"the artifacts are the same: {hashes.count(hashes[0]) == len(hashes)}", flush=True)
+        (folder / "ten.yaml").write_text(suite)
+        for _ in range(count):
+            for head, source in (("the same", same), ("3 % slower", slower)):
+                (folder / "net.py").write_text(source)
+                for name, file in taken.items():
+                    gated(folder, {"beside": f"baseline taken {name}", "head": head}, "--baseline", file)
 
 
 def report() -> None:
@@ -149,17 +184,21 @@ def report() -> None:
     entries: list[dict[str, Any]] = (
         [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
     )
-    if entries:
-        cells = [item for entry in entries for item in entry["latency"]]
-        failed = sum(entry["exit_code"] == 1 for entry in entries)
-        bound = stats.wilson(failed, len(entries))
-        off = math.sqrt(sum(math.log(item["value"]) ** 2 for item in cells) / len(cells))
+    kinds = sorted({(entry["beside"], entry["head"]) for entry in entries})
+    for beside, head in kinds:
+        found = [entry for entry in entries if (entry["beside"], entry["head"]) == (beside, head)]
+        cells = [item for entry in found for item in entry["latency"]]
+        codes = [entry["exit_code"] for entry in found]
+        share = stats.wilson(codes.count(1), len(found))
+        regressed = sum(item["verdict"] == "regressed" for item in cells)
         decided = sum(item["level"] > stats.VERDICT_LEVEL for item in cells)
+        middle = math.exp(statistics.median(math.log(item["value"]) for item in cells))
         print(
-            f"{len(entries)} gates of {len(cells) / len(entries):.0f} cells: {failed} failed (at most "
-            f"{bound.high:.1%}), "
-            f"{sum(entry['exit_code'] == 3 for entry in entries)} undecided; {decided} of {len(cells)} cells went to a "
-            f"second stage; ratios off by {off:.2%}; {sum(e['seconds'] for e in entries) / len(entries):.0f} s a gate"
+            f"beside {beside}, head {head}: of {len(found)} gates of {len(cells) / len(found):.0f} cells "
+            f"{codes.count(1)} failed [{share.low:.1%}, {share.high:.1%}], {codes.count(3)} undecided; of "
+            f"{len(cells)} cells {regressed} regressed, {decided} went to a "
+            f"second stage; their median {middle:.4f}x; "
+            f"{statistics.median(entry['seconds'] for entry in found):.0f} s a gate"
         )
     run = thousand_cells()
     stored = json.dumps(to_json(run))
@@ -200,10 +239,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("record").add_argument("--minutes", type=float, default=60)
+    commands.add_parser("baselines").add_argument("--count", type=int, default=5)
     commands.add_parser("report")
     options = parser.parse_args()
     if options.command == "record":
         record(options.minutes)
+    elif options.command == "baselines":
+        record_baselines(options.count)
     else:
         report()
 

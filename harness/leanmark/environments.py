@@ -145,6 +145,10 @@ def _commands(checkout: Checkout, locks: list[Path], root: Path) -> list[list[st
 
 def _run(command: list[str], checkout: Checkout, root: Path) -> None:
     environment = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(root)}
+    # The work tree's own constraints are not the revision's.
+    constraints = [item for item in environment.pop("PIP_CONSTRAINT", "").split() if not _is_within(item, checkout.top)]
+    if constraints:
+        environment["PIP_CONSTRAINT"] = " ".join(constraints)
     try:
         done = subprocess.run(
             command,
@@ -168,6 +172,10 @@ def _run(command: list[str], checkout: Checkout, root: Path) -> None:
             f"the environment of {checkout.revision} cannot be made: {error[:300]}",
             do="Make it yourself, and name its interpreter with --base-python.",
         )
+
+
+def _is_within(file: str, folder: Path) -> bool:
+    return Path(file).resolve().is_relative_to(folder)
 
 
 def _problem(python: str, checkout: Checkout) -> str:
