@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from leanmark.assembly import control_warnings
+from leanmark.assembly import control_warnings, device_warnings
 from leanmark.measure.launches import Launch, LaunchFacts
-from leanmark.results import Cell, Result, Role, Status, Target
+from leanmark.results import Cell, Device, OnDevice, Result, Role, Status, Target
 
 TARGET = Target()
 REFERENCE = f"net/fp32/{TARGET.id}"
@@ -64,6 +64,15 @@ def test_a_control_that_was_not_measured_is_told(reason: str):
     (warning,) = said([SAME, failed], same=1.0)
     assert warning.startswith("control missing: net/slower-3/")
     assert warning.endswith(reason or "too few launches have both")
+
+
+def test_a_device_that_is_slowed_down_or_shared_is_told_once():
+    device = Device("a GPU", strangers=(77,), clock_mhz=900, clock_limit_mhz=1900, throttled=("heat",))
+    shared = [replace(item, on_device=OnDevice(device, None, None)) for item in (SAME, SLOWER)]
+    first, second = device_warnings(shared)
+    assert "a GPU is slowed down by heat" in first
+    assert "other processes compute on a GPU: 77" in second
+    assert device_warnings([SAME, replace(SAME, on_device=OnDevice(None, None, None))]) == ()
 
 
 def test_a_control_of_a_device_that_is_not_here_is_no_news():

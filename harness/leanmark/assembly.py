@@ -209,6 +209,20 @@ def _wrong(cell: Cell, inspected: Inspected) -> tuple[Status, str]:
     return Status.OK, ""
 
 
+def device_warnings(found: Sequence[Result]) -> tuple[str, ...]:
+    """What slows the run's CUDA devices down, or computes on them beside it."""
+    warnings: dict[str, None] = {}
+    for result in found:
+        device = None if result.on_device is None else result.on_device.device
+        if device is not None and device.throttled:
+            why = ", ".join(device.throttled)
+            warnings[f"{device.name} is slowed down by {why}; times and ratios on it hold for that state"] = None
+        if device is not None and device.strangers:
+            who = ", ".join(map(str, device.strangers))
+            warnings[f"other processes compute on {device.name}: {who}; they disturb what is measured"] = None
+    return tuple(warnings)
+
+
 def control_warnings(
     found: Sequence[Result], launches: Mapping[str, Sequence[Launch]], tolerance: float
 ) -> tuple[str, ...]:

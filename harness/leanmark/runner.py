@@ -100,7 +100,8 @@ def _measure(
     if not others:
         findings = measure_all(planned, journal, meter, prepared)
         found = assembly.results(planned.plan, findings)
-        return findings, (), assembly.control_warnings(found, findings.launches, _control_tolerance(planned.plan))
+        controls = assembly.control_warnings(found, findings.launches, _control_tolerance(planned.plan))
+        return findings, (), (*controls, *assembly.device_warnings(found))
     return compare_all(planned, journal, meter, prepared, others, everything=options.measure_all)
 
 
