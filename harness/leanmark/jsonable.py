@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
+_DIGITS = 20
 
 # JSON values: facts, parameters and environments are open sets of these. (Not a
 # recursive type: pyright and pydantic each read those differently.)
@@ -43,6 +44,14 @@ def _finite(value: Json) -> Json:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return value
+
+
+def read_json(text: str) -> Json:
+    """The value of a document that may come from anybody. Raises ValueError, RecursionError.
+
+    No figure of a run has twenty digits; one with hundreds is too large for a float.
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _DIGITS else float(digits))
 
 
 def from_json(kind: type[T], value: Json, source: Path | None = None) -> T:

@@ -193,6 +193,7 @@ def test_reading_two_runs_side_by_side(project: Project):
         (lambda stored: stored.update(leanmark_baseline=99), 2, "schema version 99"),
         (lambda stored: stored["run"]["results"][0].update(status="great"), 2, "not a valid run"),
         (lambda stored: stored["run"]["results"][0]["footprint"].update(size_bytes="many"), 2, "not a valid run"),
+        (lambda stored: stored["run"]["results"][0]["footprint"].update(size_bytes=10**400), 2, "not a valid run"),
         (lambda stored: stored["run"].update(suite="other"), 4, "is a baseline of the suite 'other'"),
         (lambda stored: stored["artifacts"].update(file="../../etc/passwd"), 2, "which is no file beside it"),
         (lambda stored: stored["artifacts"].update(file="/etc/passwd.zip"), 2, "which is no file beside it"),

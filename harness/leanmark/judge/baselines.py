@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmark.errors import InvalidInput, LeanmarkError, NothingToCompare, did_you_mean
-from leanmark.jsonable import Json, from_json, to_json
+from leanmark.jsonable import Json, from_json, read_json, to_json
 from leanmark.judge import store
 from leanmark.results import SCHEMA_VERSION, Run
 
@@ -208,7 +208,7 @@ def read(path: Path) -> Baseline:
         _check_plain(path)
         if path.stat().st_size > MAX_BYTES:
             raise InvalidInput("the baseline is too large", where=path, do="A baseline has some kilobytes a cell.")
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"cannot be read: {error.strerror}", where=path) from error
     except (ValueError, RecursionError) as error:

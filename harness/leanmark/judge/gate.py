@@ -6,7 +6,7 @@ what two documents can tell. See docs/methodology.md, "The gate".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 
@@ -88,11 +88,23 @@ def _against(run: Run, base: Opponent) -> Iterator[Change | Unjudged]:
             continue  # a control says something of the machine; beside another version nothing is compared with eager
         if cell not in heads and run.only and not is_selected(cell, run.only, known):
             continue  # it was not asked for
-        yield from _cell(cell, heads.get(cell), base.results.get(cell), base, run.rules.of(cell))
+        alike = _same_reference(cell, heads, base)
+        yield from _cell(cell, heads.get(cell), base.results.get(cell), base, run.rules.of(cell), alike)
+
+
+def _same_reference(cell: str, heads: Mapping[str, Result], base: Opponent) -> bool:
+    """Whether the reference of a cell's block is one artifact, run by one code, in both versions."""
+    own = [heads[cell]] if cell in heads else []
+    for result in heads.values():
+        if own and result.cell.role is Role.REFERENCE and result.cell.block == own[0].cell.block:
+            then = base.results.get(result.cell.id)
+            now = (result.artifact, result.more_artifacts, result.code)
+            return then is not None and now == (then.artifact, then.more_artifacts, then.code)
+    return True
 
 
 def _cell(
-    cell: str, head: Result | None, before: Result | None, base: Opponent, limits: Limits
+    cell: str, head: Result | None, before: Result | None, base: Opponent, limits: Limits, same_reference: bool
 ) -> Iterator[Change | Unjudged]:
     def whole(verdict: Verdict, reason: str) -> Change:
         return Change(cell, CELL, verdict, Basis.STATUS, base.name, reason=reason)
@@ -129,16 +141,16 @@ def _cell(
     elif before.status not in _FINE:
         yield whole(Verdict.NEW, f"it was {before.status.value} before and is {head.status.value} now")
     else:
-        yield from _metrics(head, before, comparison, base, limits)
+        yield from _metrics(head, before, comparison, base, limits, same_reference)
 
 
 def _metrics(
-    head: Result, before: Result, comparison: Comparison, base: Opponent, limits: Limits
+    head: Result, before: Result, comparison: Comparison, base: Opponent, limits: Limits, same_reference: bool
 ) -> Iterator[Change | Unjudged]:
     for metric in _SIZES:
         yield from exact(metric, head, before, base, getattr(limits, metric))
     if limits.quality is not None:
-        yield from quality(head, before, comparison, base, limits.quality)
+        yield from quality(head, before, comparison, base, limits.quality, same_reference=same_reference)
     if limits.latency is not None and base.measured:
         if base.is_anchor and comparison.screened is None:
             yield Unjudged(head.cell.id, "latency", comparison.problem or "it was not measured")

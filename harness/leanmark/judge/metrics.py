@@ -13,9 +13,15 @@ from leanmark.judgement import Basis, Change, Unjudged
 from leanmark.results import Comparison, Interval, Quality, Result, Verdict
 
 
-def exact(metric: str, head: Result, before: Result, base: Opponent, tolerance: float | None) -> Iterator[Change]:
+def exact(
+    metric: str, head: Result, before: Result, base: Opponent, tolerance: float | None
+) -> Iterator[Change | Unjudged]:
     """By two figures that have no noise."""
-    if tolerance is None or before.footprint is None:
+    if tolerance is None:
+        return
+    if before.footprint is None:
+        if head.footprint is not None:
+            yield Unjudged(head.cell.id, metric, f"{base.name} does not say it")
         return
     attribute = {"size": "size_bytes", "compressed_size": "compressed_bytes"}.get(metric, metric)
     after, then = getattr(head.footprint, attribute, None), getattr(before.footprint, attribute)
@@ -35,9 +41,18 @@ def exact(metric: str, head: Result, before: Result, base: Opponent, tolerance: 
 
 
 def quality(
-    head: Result, before: Result, comparison: Comparison, base: Opponent, tolerance: float
+    head: Result,
+    before: Result,
+    comparison: Comparison,
+    base: Opponent,
+    tolerance: float,
+    *,
+    same_reference: bool = True,
 ) -> Iterator[Change | Unjudged]:
-    """By the answers to the same examples where they are known, else by two scores."""
+    """By the answers to the same examples where they are known, else by two scores.
+
+    same_reference: whether the reference that `agreement` is with is one artifact, run by one code, in both.
+    """
     after, then, cell = head.quality, before.quality, head.cell.id
     if after is None or then is None:
         if comparison.problem:
@@ -45,6 +60,8 @@ def quality(
                 cell, "quality", Verdict.INCONCLUSIVE, Basis.ANSWERS, base.name, tolerance=tolerance,
                 reason=comparison.problem, wanted="a base whose answers can be had",
             )  # fmt: skip
+        elif after is not None:
+            yield Unjudged(cell, "quality", f"{base.name} does not say it")
         return
     if after.metric != then.metric:
         yield Unjudged(cell, "quality", f"its metric is {after.metric} and was {then.metric}")
@@ -56,6 +73,19 @@ def quality(
         yield Change(
             cell, "quality", Verdict.INCONCLUSIVE, Basis.SCORES, base.name, then.score.value, after.score.value,
             None, tolerance, f"the code of its metric, {after.metric}, has changed since", "a run beside it (--base)",
+            scored=after.metric,
+        )  # fmt: skip
+        return
+    if comparison.quality is None and _is_same(head, before, after, then):
+        yield Change(
+            cell, "quality", Verdict.UNCHANGED, Basis.ANSWERS, base.name, then.score.value, after.score.value,
+            None, tolerance, "one artifact, run by one code on the same examples", scored=after.metric,
+        )  # fmt: skip
+        return
+    if comparison.quality is None and after.metric == "agreement" and not same_reference:
+        yield Change(
+            cell, "quality", Verdict.INCONCLUSIVE, Basis.SCORES, base.name, then.score.value, after.score.value,
+            None, tolerance, "it is agreement with a reference that has changed", "a run beside it (--base)",
             scored=after.metric,
         )  # fmt: skip
         return
@@ -80,6 +110,14 @@ def quality(
         reason = "the interval reaches over zero" if lost else "the interval reaches over a limit of the tolerance"
         change = replace(change, reason=reason, wanted=wanted)
     yield change
+
+
+def _is_same(head: Result, before: Result, after: Quality, then: Quality) -> bool:
+    """Whether two documents speak of one artifact, run by one code on the same examples and scored by one metric."""
+    known = head.artifact is not None and bool(head.code) and bool(after.examples)
+    return known and (head.artifact, head.more_artifacts, head.code, after.examples, after.scored_by) == (
+        before.artifact, before.more_artifacts, before.code, then.examples, then.scored_by,
+    )  # fmt: skip
 
 
 def _difference(

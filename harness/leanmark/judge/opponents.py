@@ -56,7 +56,8 @@ def decision_level(count: int) -> float:
 def measured(run: Run) -> Iterator[Opponent]:
     """The versions that a run was measured beside."""
     for number, base in enumerate(run.bases):
-        name = base.name if base.kind == "baseline" else f"{base.name} ({base.id[:10]})"
+        short = base.id[:10]
+        name = base.name if base.kind == "baseline" else short if base.name == base.id else f"{base.name} ({short})"
         results = {result.cell.id: result for result in base.results}
         found = Opponent(name, results, base.comparisons, True, True, base.rules, base.notes, is_anchor=number > 0)
         yield replace(found, other_answers=_other_answers(run, found))

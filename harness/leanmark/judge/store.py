@@ -22,7 +22,7 @@ from leanmark import __version__
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, LeanmarkError, Position, StorageFull, did_you_mean
-from leanmark.jsonable import from_json, to_json
+from leanmark.jsonable import from_json, read_json, to_json
 from leanmark.results import SCHEMA_VERSION, Result, Run
 
 DOCUMENT = "run.json"
@@ -280,7 +280,7 @@ def read_run(path: Path) -> Run:
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise InvalidInput("the document is too large", where=path)
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"cannot be read: {error.strerror}", where=path) from error
     except (ValueError, RecursionError) as error:
