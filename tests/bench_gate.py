@@ -109,13 +109,20 @@ def gated(folder: Path, about: dict[str, Any], *options: str) -> None:
     if done.returncode not in (0, 1, 3):
         raise SystemExit(done.stderr)
     found, machine = json.loads(done.stdout), read_environment()
+    newest = max((folder / "leanmark-runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    compared = json.loads(newest.read_text())["leanmark"]["bases"][0]["comparisons"]
     entry = {
         **about,
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begun, 1),
         "exit_code": done.returncode,
         "latency": [
-            {"cell": item["cell"], "verdict": item["verdict"], **{key: item["change"][key] for key in INTERVAL}}
+            {
+                "cell": item["cell"],
+                "verdict": item["verdict"],
+                "decided": compared[item["cell"]]["decided"] is not None,
+                **{key: item["change"][key] for key in INTERVAL},
+            }
             for item in found["changes"]
             if item["metric"] == "latency" and item["change"] is not None
         ],
@@ -147,13 +154,15 @@ def record(minutes: float) -> None:
 
 def record_baselines(count: int) -> None:
     """Baselines with artifacts, taken alone, beside a busy neighbour and with two threads: `count` gates beside each
-    with a head that is the same, and as many with one that has one layer more in thirty-three."""
+    with a head that is the same, and as many with one that has 32 layers where the baseline has 31."""
     with tempfile.TemporaryDirectory(prefix="leanmark-gates-") as scratch:
         folder = Path(scratch) / "repository"
         make_repository(folder)
         same = (folder / "net.py").read_text().replace("for layer in self.middle", "for layer in 5 * (*self.middle,)")
         few = SUITE.split("recipes:")[0] + "recipes:\n  fused: [export.onnx, graph.clean, fuse.graph]\n"
-        judged = "gate: {macs: off, size: {tolerance: 5%}}\n"  # so that latency alone can find what is slower
+        judged = (
+            "gate: {macs: off, quality: off, size: {tolerance: 5%}}\n"  # so that latency alone can find what is slower
+        )
         suite = few + "targets:" + SUITE.split("targets:")[1] + judged
         slower = same.replace("5 * (*self.middle,)", "(*(5 * (*self.middle,)), self.middle[0])")
         taken: dict[str, str] = {}
@@ -164,7 +173,7 @@ def record_baselines(count: int) -> None:
             store = {"LEANMARK_CACHE": str(Path(scratch) / f"store {name}")}  # so that each is prepared anew
             with power.neighbour() if "busy" in name else contextlib.nullcontext():
                 ran = leanmark(folder, "run", "ten.yaml", **store)
-            saved = leanmark(folder, "baseline", "save", "latest", "--with-artifacts", "--folder", name, **store)
+            saved = leanmark(folder, "baseline", "save", "latest", "--with-artifacts", "--baselines", name, **store)
             if ran.returncode or saved.returncode:
                 raise SystemExit(ran.stderr + saved.stderr)
             taken[name] = str(next((folder / name).glob("*.json")).relative_to(folder))
@@ -191,7 +200,7 @@ def report() -> None:
         codes = [entry["exit_code"] for entry in found]
         share = stats.wilson(codes.count(1), len(found))
         regressed = sum(item["verdict"] == "regressed" for item in cells)
-        decided = sum(item["level"] > stats.VERDICT_LEVEL for item in cells)
+        decided = sum(item["decided"] for item in cells)
         middle = math.exp(statistics.median(math.log(item["value"]) for item in cells))
         print(
             f"beside {beside}, head {head}: of {len(found)} gates of {len(cells) / len(found):.0f} cells "

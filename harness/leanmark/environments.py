@@ -102,6 +102,8 @@ def _made(checkout: Checkout, locks: list[Path]) -> str:
             try:
                 for command in _commands(checkout, locks, root):
                     _run(command, checkout, root)
+                if "No module named 'leanmark'" in _problem(str(python), checkout):  # it is installed beside the lock
+                    _run([*_pip(root), _own_requirement()], checkout, root)
                 if problem := _problem(str(python), checkout):
                     raise NothingToCompare(
                         f"the environment of {checkout.revision} has no leanmark that can be used: {problem}",
@@ -134,13 +136,28 @@ def _commands(checkout: Checkout, locks: list[Path], root: Path) -> list[list[st
                 sys.executable,
             ]
         ]
-    pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = _pip(root)
     wanted: list[str] = []
     for lock in locks:
         wanted += ["-c" if lock.name in _CONSTRAINTS else "-r", str(lock)]
     if all(lock.name in _CONSTRAINTS for lock in locks):
         wanted.append(str(checkout.root))
     return [[sys.executable, "-m", "venv", str(root)], [*pip, *wanted]]
+
+
+def _pip(root: Path) -> list[str]:
+    return [str(root / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
+def _own_requirement() -> str:
+    """This leanmark, as pip can install it again: from where it came, or by its version (PEP 610)."""
+    own = importlib.metadata.distribution("leanmark")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        origin = json.loads(own.read_text("direct_url.json") or "{}")
+        if "vcs_info" in origin:
+            return f"leanmark @ {origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}"
+        return f"leanmark @ {origin['url']}"
+    return f"leanmark=={own.version}"
 
 
 def _run(command: list[str], checkout: Checkout, root: Path) -> None:

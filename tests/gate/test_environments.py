@@ -6,8 +6,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from gate.project import Project
+from leanmark.environments import _own_requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +51,11 @@ def test_what_a_lock_file_names_is_what_the_base_imports(project: Project, tmp_p
         assert grown == 4 * (64 + 1) + 4 * 4, "four more of the wide layer, and what they feed"
     (made,) = (project.cache.parent / "environments").glob("*/complete")
     assert (made.parent / "bin" / "python").exists()
+
+
+def test_this_leanmark_can_be_named_to_pip():
+    """For a lock file that names what the model needs, and not leanmark."""
+    assert Requirement(_own_requirement()).name == "leanmark"
 
 
 @pytest.mark.slow
