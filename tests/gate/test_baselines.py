@@ -112,9 +112,10 @@ def test_artifacts_taken_with_other_threads_are_run_with_those_of_the_suite(proj
     done = project.leanmark("gate", "mine.yaml", "--baseline", path, "--measure-all", "--only", "zero", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert {item["cell"] for item in found["changes"]} == {"net/zero/cpu-torch-t2-b1"}
-    assert {item["verdict"] for item in found["changes"]} == {"unchanged"}
-    assert "quality" in {item["metric"] for item in found["changes"]}
+    changes = {(item["cell"], item["metric"]): item["verdict"] for item in found["changes"]}
+    assert changes["net/zero/cpu-torch-t2-b1", "quality"] == "unchanged"
+    assert set(changes.values()) == {"unchanged"}
+    assert {cell for cell, _ in changes} == {f"net/{recipe}/cpu-torch-t2-b1" for recipe in ("fp32", "zero")}
     assert any("was taken with threads: 1" in note for note in found["notes"])
     project.change("net.py", "WRONG_BEYOND = 99.0", "WRONG_BEYOND = 2.05")
     done = project.leanmark("gate", "mine.yaml", "--baseline", path, "--only", "fp32/", "--json")
