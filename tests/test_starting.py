@@ -149,3 +149,60 @@ def test_the_jobs_of_gitlab_are_two():
     assert any("leanmark run" in line for line in measure["script"])
     assert judge["variables"]["GIT_STRATEGY"] == "none"
     assert judge["needs"] == ["leanmark-measure"]
+
+
+@pytest.mark.parametrize("path", [STARTERS / "gate.yml", ROOT / "action.yml"], ids=["starter", "action"])
+def test_a_change_is_measured_beside_where_it_parted_and_a_missing_base_is_no_new_suite(path: Path, tmp_path: Path):
+    (script,) = (step["run"] for step in steps(path) if step.get("id") == "measure")
+    origin, work, stubs = tmp_path / "origin", tmp_path / "work", tmp_path / "bin"
+    stubs.mkdir()
+    (stubs / "leanmark").write_text('#!/bin/sh\necho "called $*"\nexit 5\n')
+    (stubs / "leanmark").chmod(0o755)
+
+    def git(folder: Path, *arguments: str) -> str:
+        identity = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit(folder: Path, name: str) -> str:
+        (folder / name).write_text("suite: mine\n")
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message", name)
+        return git(folder, "rev-parse", "HEAD")
+
+    def measured() -> tuple[int, str, str]:
+        branch = "main" if path.parent == STARTERS else "origin/main"
+        environment = {
+            **os.environ,
+            "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
+            "BASE": branch,
+            "SUITE": "leanmark.yaml",
+            "ARGUMENTS": "",
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+        }
+        (tmp_path / "output").write_text("")
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, (tmp_path / "output").read_text()
+
+    origin.mkdir()
+    git(origin, "init", "--quiet", "--initial-branch=main")
+    commit(origin, "first")
+    git(tmp_path, "clone", "--quiet", str(origin), "work")
+    commit(work, "leanmark.yaml")
+    code, said, output = measured()
+    assert (code, output) == (0, "")
+    assert "::notice::" in said
+    parted = commit(origin, "leanmark.yaml")
+    git(work, "fetch", "--quiet")
+    git(work, "reset", "--quiet", "--hard", "origin/main")
+    commit(work, "change")
+    commit(origin, "meanwhile")
+    git(work, "fetch", "--quiet")
+    code, said, output = measured()
+    assert (code, output) == (0, "measured=true\n"), "a cell that failed is judged"
+    assert f"--base {parted}" in said
+    git(work, "branch", "--remotes", "--delete", "origin/main")
+    code, said, output = measured()
+    assert (code, output) == (2, "")
+    assert "::error::there is no origin/main here" in said
