@@ -16,7 +16,7 @@ PACKAGE = Path(leanmark.__file__).parent
 LAYERS = [
     {"errors", "progress", "host", "arrays", "modules", "jsonable"},
     {"rules"},
-    {"results", "stats", "frame"},
+    {"results", "stats", "deciding", "frame"},
     {"judgement", "hits"},
     {"codecs", "structure", "channel", "copies"},
     {"stages"},

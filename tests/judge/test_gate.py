@@ -21,7 +21,7 @@ from judge.documents import (
     the,
     timing,
 )
-from leanmark import hits, stats
+from leanmark import deciding, hits, stats
 from leanmark.errors import InvalidInput
 from leanmark.judge.gate import judge
 from leanmark.judge.latency import suspects
@@ -294,7 +294,7 @@ def test_the_launches_that_decide_do_so(error: float, launches: int, tolerance: 
     """With so many launches of this scatter, a change of what must be seen lies beyond the tolerance."""
     must_see = tolerance + margin
     screened = stats.LogRatio(float(np.log1p(must_see)), error, launches)
-    wanted = stats.deciding_launches(screened, tolerance, must_see, 0.99)
+    wanted = deciding.launches(screened, tolerance, must_see, 0.99)
     if wanted is None:
         return
     decided = stats.LogRatio(screened.mean, error * (launches / wanted) ** 0.5, wanted)
@@ -315,7 +315,7 @@ def test_a_change_that_must_be_seen_is_decided_about_in_nine_of_ten_cases(scatte
         screened = drawn(8)
         if stats.judge(screened, 0.02) is Verdict.UNCHANGED:
             continue
-        wanted = stats.deciding_launches(screened, 0.02, 0.03, 0.99)
+        wanted = deciding.launches(screened, 0.02, 0.03, 0.99)
         decided.append(stats.judge(drawn(wanted), 0.02, 0.99) is Verdict.REGRESSED)
     assert len(decided) > 200
     assert np.mean(decided) >= 0.87, "0.9 less what 300 draws scatter"

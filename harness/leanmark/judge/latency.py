@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from leanmark import stats
+from leanmark import deciding, stats
 from leanmark.judge.metrics import log_ratio, point
 from leanmark.judge.opponents import Opponent, decision_level
 from leanmark.judgement import Basis, Change, Unjudged
@@ -110,4 +110,4 @@ def _times(head: Result, before: Result, base: Opponent, tolerance: float) -> Ch
 
 def _deciding_launches(ratio: stats.LogRatio, limits: Limits, level: float) -> int | None:
     assert limits.latency is not None
-    return stats.deciding_launches(ratio, limits.latency, limits.must_see, level)
+    return deciding.launches(ratio, limits.latency, limits.must_see, level)

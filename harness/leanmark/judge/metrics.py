@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from leanmark import hits, stats
+from leanmark import deciding, hits, stats
 from leanmark.errors import InvalidInput
 from leanmark.judge.opponents import Opponent, decision_level
 from leanmark.judgement import Basis, Change, Unjudged
@@ -102,7 +102,7 @@ def quality(
         cell, "quality", verdict, basis, base.name, then.score.value, score, difference, tolerance, scored=after.metric
     )
     if verdict is Verdict.INCONCLUSIVE:
-        examples = stats.deciding_examples(difference, tolerance)
+        examples = deciding.examples(difference, tolerance)
         wanted = (
             "no number of examples: it lies on the tolerance" if examples is None else f"{examples:,} test examples"
         )
