@@ -49,7 +49,7 @@ def main(descriptor: int, *paths: str) -> None:
     with contextlib.suppress(ChannelClosed):
         message = channel.receive()
         if message.get("op") == "base":
-            _import(exports=message["exports"])
+            _import(exporting=message["exports"])
             if is_single_threaded():  # a thread that is forked away may hold a lock for ever
                 make_copies(channel, _serve)
             return
@@ -57,9 +57,9 @@ def main(descriptor: int, *paths: str) -> None:
         _serve(channel, message)
 
 
-def _import(*, exports: bool) -> None:
+def _import(*, exporting: bool) -> None:
     """What trials need of others' code, before their time is taken; a fault in it is met again where it is needed."""
-    for name in (*_IMPORTED, *(_IMPORTED_TO_EXPORT if exports else ())):
+    for name in (*_IMPORTED, *(_IMPORTED_TO_EXPORT if exporting else ())):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
@@ -83,7 +83,7 @@ def _answer(message: dict[str, Any], channel: Channel) -> None:
         for plugin in message["plugins"]:
             registry.load_plugin(plugin)
         trial = _trial(message)
-        _import(exports=any(map(exports, trial.steps)))
+        _import(exporting=any(map(exports, trial.steps)))
         prepared = prepare(trial, store, progress)
     except StorageFull as error:
         channel.send({"full": str(error.where)})
