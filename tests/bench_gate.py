@@ -1,6 +1,7 @@
 """How often the gate cries wolf, and how fast it decides.
 
     python tests/bench_gate.py record --minutes 60   gates of ten cells whose head differs from the base by a comment
+    python tests/bench_gate.py slower --count 10     gates of two cells whose head is 3 % slower than the base
     python tests/bench_gate.py baselines --count 5   gates beside baselines that were taken under other conditions
     python tests/bench_gate.py report                what they said, and how long deciding about a thousand cells takes
 
@@ -23,6 +24,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from leanmark import power, stats
@@ -30,7 +32,7 @@ from leanmark.jsonable import from_json, to_json
 from leanmark.judge.gate import judge
 from leanmark.judge.opponents import Stored
 from leanmark.measure.environment import read_environment
-from leanmark.results import Run
+from leanmark.results import Base, Comparison, Interval, Run
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "gates.jsonl"
 CELLS = 1000
@@ -80,8 +82,13 @@ recipes:
   grouped:  [{cluster.kmeans: {clusters: 16}}]
 targets:
   - {runtime: onnxruntime}
-measure: {budget: 2s, launches: 8}
+measure: {budget: 1s, launches: 8}
 """
+# Two cells, and a network of 33 heavy layers or of 34: latency alone can find what is slower.
+FEW = SUITE.split("recipes:")[0] + "recipes:\n  fused: [export.onnx, graph.clean, fuse.graph]\n"
+FEW += "targets:" + SUITE.split("targets:")[1] + "gate: {macs: off, quality: off, size: {tolerance: 5%}}\n"
+SAME = NET.replace("for layer in self.middle", "for layer in (*(5 * (*self.middle,)), *self.middle[:3])")
+SLOWER = NET.replace("for layer in self.middle", "for layer in (*(5 * (*self.middle,)), *self.middle[:4])")
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -89,16 +96,16 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def make_repository(folder: Path) -> None:
-    """Two commits that differ by a comment."""
+def make_repository(folder: Path, suite: str, base: str, head: str) -> None:
+    """Two commits, of one network each."""
     folder.mkdir()
-    (folder / "net.py").write_text(NET)
-    (folder / "ten.yaml").write_text(SUITE)
+    (folder / "net.py").write_text(base)
+    (folder / "ten.yaml").write_text(suite)
     (folder / ".gitignore").write_text("leanmark-runs/\n__pycache__/\n")
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "one")
-    (folder / "net.py").write_text("# the same with a comment\n" + NET)
+    (folder / "net.py").write_text(head)
     git(folder, "commit", "--quiet", "--all", "--message", "two")
 
 
@@ -147,29 +154,30 @@ def record(minutes: float) -> None:
     until = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="leanmark-gates-") as scratch:
         folder = Path(scratch) / "repository"
-        make_repository(folder)
+        make_repository(folder, SUITE, NET, "# the same with a comment\n" + NET)
         while time.monotonic() < until:
             gated(folder, {"beside": "base", "head": "the same"}, "--base", "HEAD~1")
 
 
-def record_baselines(count: int) -> None:
-    """Baselines with artifacts, taken alone, beside a busy neighbour and with two threads: `count` gates beside each
-    with a head that is the same, and as many with one that has 32 layers where the baseline has 31."""
+def record_slower(count: int) -> None:
+    """Gates whose head has 34 heavy layers where the base has 33."""
     with tempfile.TemporaryDirectory(prefix="leanmark-gates-") as scratch:
         folder = Path(scratch) / "repository"
-        make_repository(folder)
-        same = (folder / "net.py").read_text().replace("for layer in self.middle", "for layer in 5 * (*self.middle,)")
-        few = SUITE.split("recipes:")[0] + "recipes:\n  fused: [export.onnx, graph.clean, fuse.graph]\n"
-        judged = (
-            "gate: {macs: off, quality: off, size: {tolerance: 5%}}\n"  # so that latency alone can find what is slower
-        )
-        suite = few + "targets:" + SUITE.split("targets:")[1] + judged
-        slower = same.replace("5 * (*self.middle,)", "(*(5 * (*self.middle,)), self.middle[0])")
+        make_repository(folder, FEW, SAME, SLOWER)
+        for _ in range(count):
+            gated(folder, {"beside": "base", "head": "3 % slower"}, "--base", "HEAD~1")
+
+
+def record_baselines(count: int) -> None:
+    """Baselines with artifacts, taken alone, beside a busy neighbour and with two threads: `count` gates beside each
+    with a head that is the same, and as many with one that has 34 heavy layers where the baseline has 33."""
+    with tempfile.TemporaryDirectory(prefix="leanmark-gates-") as scratch:
+        folder = Path(scratch) / "repository"
+        make_repository(folder, FEW, SAME, SAME + "# with a comment\n")
         taken: dict[str, str] = {}
         for name in ("alone", "beside a busy neighbour", "with two threads"):
-            (folder / "net.py").write_text(same)
             threads = ", threads: 2" if "threads" in name else ""
-            (folder / "ten.yaml").write_text(suite.replace("onnxruntime}", f"onnxruntime{threads}}}"))
+            (folder / "ten.yaml").write_text(FEW.replace("onnxruntime}", f"onnxruntime{threads}}}"))
             store = {"LEANMARK_CACHE": str(Path(scratch) / f"store {name}")}  # so that each is prepared anew
             with power.neighbour() if "busy" in name else contextlib.nullcontext():
                 ran = leanmark(folder, "run", "ten.yaml", **store)
@@ -179,13 +187,16 @@ def record_baselines(count: int) -> None:
             taken[name] = str(next((folder / name).glob("*.json")).relative_to(folder))
         contents = [json.loads((folder / file).read_text())["artifacts"]["contents"] for file in taken.values()]
         hashes = [sorted(map(tuple, found.values())) for found in contents]
-        print(f"the artifacts are the same: {hashes.count(hashes[0]) == len(hashes)}", flush=True)
-        (folder / "ten.yaml").write_text(suite)
+        alike = hashes.count(hashes[0]) == len(hashes)
+        print(f"the artifacts are the same: {alike}", flush=True)
+        (folder / "ten.yaml").write_text(FEW)
+        random = Random(0)
         for _ in range(count):
-            for head, source in (("the same", same), ("3 % slower", slower)):
+            for head, source in (("the same", SAME), ("3 % slower", SLOWER)):
                 (folder / "net.py").write_text(source)
-                for name, file in taken.items():
-                    gated(folder, {"beside": f"baseline taken {name}", "head": head}, "--baseline", file)
+                for name, file in random.sample(sorted(taken.items()), len(taken)):
+                    about = {"beside": f"baseline taken {name}", "head": head, "same_artifacts": alike}
+                    gated(folder, about, "--baseline", file)
 
 
 def report() -> None:
@@ -199,26 +210,32 @@ def report() -> None:
         cells = [item for entry in found for item in entry["latency"]]
         codes = [entry["exit_code"] for entry in found]
         share = stats.wilson(codes.count(1), len(found))
-        regressed = sum(item["verdict"] == "regressed" for item in cells)
+        regressed, improved = (sum(item["verdict"] == what for item in cells) for what in ("regressed", "improved"))
         decided = sum(item["decided"] for item in cells)
         middle = math.exp(statistics.median(math.log(item["value"]) for item in cells))
         print(
             f"beside {beside}, head {head}: of {len(found)} gates of {len(cells) / len(found):.0f} cells "
             f"{codes.count(1)} failed [{share.low:.1%}, {share.high:.1%}], {codes.count(3)} undecided; of "
-            f"{len(cells)} cells {regressed} regressed, {decided} went to a "
-            f"second stage; their median {middle:.4f}x; "
+            f"{len(cells)} cells {regressed} regressed, {improved} improved, {decided} went to a second stage; "
+            f"their median {middle:.4f}x; "
             f"{statistics.median(entry['seconds'] for entry in found):.0f} s a gate"
         )
     run = thousand_cells()
-    stored = json.dumps(to_json(run))
-    begun = time.perf_counter()
-    read = from_json(Run, json.loads(stored))
-    reading = time.perf_counter() - begun
-    judged = judge(read, [Stored("before", read)], date.today())
-    print(
-        f"{len(judged.changes)} verdicts on {CELLS} cells: {reading:.2f} s to read, "
-        f"{time.perf_counter() - begun - reading:.2f} s to decide; torch imported: {'torch' in sys.modules}"
-    )
+    for how, measured in (("beside a stored run", run), ("measured beside a base", beside_itself(run))):
+        stored = json.dumps(to_json(measured))
+        reading: list[float] = []
+        deciding: list[float] = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            read = from_json(Run, json.loads(stored))
+            reading.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            judged = judge(read, [] if read.bases else [Stored("before", read)], date.today())
+            deciding.append(time.perf_counter() - begun)
+        print(
+            f"{CELLS} cells {how}, {len(judged.changes)} verdicts: {statistics.median(reading):.2f} s to read, "
+            f"{statistics.median(deciding):.2f} s to decide (medians of 5); torch imported: {'torch' in sys.modules}"
+        )
 
 
 def thousand_cells() -> Run:
@@ -244,15 +261,37 @@ def thousand_cells() -> Run:
     return replace(run, results=tuple(results))
 
 
+def beside_itself(run: Run) -> Run:
+    """The same, measured beside a base: every cell screened, every third decided about, every ninth undecided."""
+
+    def interval(value: float, half: float, n: int, level: float = 0.99) -> Interval:
+        return Interval(value, value * math.exp(-half), value * math.exp(half), level, n, "launches")
+
+    comparisons = {
+        result.cell.id: Comparison(
+            screened=interval(1.0 + 0.02 * (number % 3 == 0), 0.015, 8),
+            decided=interval(1.01, 0.02 if number % 9 == 0 else 0.002, 24) if number % 3 == 0 else None,
+            seconds=0.25,
+            quality=Interval(0.0, -0.002, 0.002, 0.95, 2000, "paired"),
+            answers_changed=0.01,
+        )
+        for number, result in enumerate(run.results)
+    }
+    return replace(run, bases=(Base("revision", "main", "0" * 40, run.results, comparisons, run.rules),))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("record").add_argument("--minutes", type=float, default=60)
+    commands.add_parser("slower").add_argument("--count", type=int, default=10)
     commands.add_parser("baselines").add_argument("--count", type=int, default=5)
     commands.add_parser("report")
     options = parser.parse_args()
     if options.command == "record":
         record(options.minutes)
+    elif options.command == "slower":
+        record_slower(options.count)
     elif options.command == "baselines":
         record_baselines(options.count)
     else:

@@ -143,12 +143,61 @@ def test_the_comment_is_replaced_and_withdrawn(path: Path, file: str, mine: str,
     assert played(all_three[:2]) == []
 
 
-def test_the_jobs_of_gitlab_are_two():
+def test_the_jobs_of_gitlab_hand_documents_on(tmp_path: Path):
+    """Played with git and a leanmark that only says how it was called: measured, judged, published."""
     document = read(STARTERS / "gitlab.yml")
-    measure, judge = document["leanmark-measure"], document["leanmark-judge"]
-    assert any("leanmark run" in line for line in measure["script"])
-    assert judge["variables"]["GIT_STRATEGY"] == "none"
-    assert judge["needs"] == ["leanmark-measure"]
+    assert document["leanmark-judge"]["variables"]["GIT_STRATEGY"] == "none"
+    assert document["leanmark-judge"]["needs"] == ["leanmark-measure"]
+    origin, work, stubs = tmp_path / "origin", tmp_path / "work", tmp_path / "bin"
+    stubs.mkdir()
+    lines = [
+        'echo "$*" >> "$CALLS"',
+        '[ "$1" = run ] || exit 0',
+        "mkdir -p runs/7/one",
+        "echo page > runs/7/one/index.html",
+    ]
+    for name, text in {"pip": "exit 0\n", "leanmark": "\n".join([*lines, "exit 5\n"])}.items():
+        (stubs / name).write_text(f"#!/bin/sh\n{text}")
+        (stubs / name).chmod(0o755)
+    identity = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *identity, *arguments], cwd=origin, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def played(job: str, base: str) -> tuple[int, list[str]]:
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        environment = {
+            **os.environ,
+            "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "CI_PIPELINE_ID": "7",
+            "CI_MERGE_REQUEST_DIFF_BASE_SHA": base,
+            "CI_MERGE_REQUEST_TARGET_BRANCH_NAME": "main",
+            "CI_REPOSITORY_URL": str(origin),
+        }
+        script = "set -eo pipefail\n" + "\n".join(document[job]["script"])
+        done = subprocess.run(["bash", "-c", script], cwd=work, env=environment, capture_output=True, check=False)
+        return done.returncode, calls.read_text().splitlines()
+
+    origin.mkdir()
+    git("init", "--quiet", "--initial-branch=main")
+    git("commit", "--quiet", "--allow-empty", "--message", "without a suite")
+    bare = git("rev-parse", "HEAD")
+    (origin / "leanmark.yaml").write_text("suite: mine\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "with one")
+    base = git("rev-parse", "HEAD")
+    subprocess.run(["git", "clone", "--quiet", str(origin), str(work)], check=True)
+    assert played("leanmark-measure", bare) == (0, []), "there is nothing to compare with yet"
+    assert played("leanmark-judge", bare) == (0, [])
+    assert played("leanmark-measure", "0" * 40)[0] != 0, "a base that was not fetched is no new suite"
+    assert played("leanmark-measure", base) == (0, [f"run leanmark.yaml --base {base} --out runs/7"])
+    judging = "gate latest --out runs/7 --baselines target/baselines --junit junit.xml --markdown comment.md"
+    assert played("leanmark-judge", base) == (0, [judging])
+    assert played("pages", base) == (0, ["run leanmark.yaml --out runs/7"])
+    assert (work / "public" / "index.html").read_text() == "page\n"
 
 
 @pytest.mark.parametrize("path", [STARTERS / "gate.yml", ROOT / "action.yml"], ids=["starter", "action"])

@@ -94,18 +94,13 @@ class _Comparing:
         self.planned, self.journal, self.meter, self.findings, self.share = planned, journal, meter, findings, share
         self.version, self.rules = version, planned.plan.suite.rules
         self.warnings: list[str] = []
-        self.own = own = describe(planned, findings.prepared)
-        contents = own.contents()
+        self.own = describe(planned, findings.prepared)
+        self.contents = self.own.contents()
         self.comparisons: dict[str, Comparison] = {}
         self.bases: dict[str, Inspected] = {}
-        for cell in planned.plan.cells:
-            before = version.contents.get(cell.id)
-            alike = before is not None and before == contents.get(cell.id)
-            alike = (
-                alike and version.code.python == sys.executable and self._state(cell) == version.results[cell.id].status
-            )
-            if alike and not everything and version.digests.get(cell.id) == own.code[cell.id]:
-                self.comparisons[cell.id] = Comparison(same=f"artifact, code and versions are those of {version.name}")
+        if not everything and version.code.python == sys.executable:
+            same = Comparison(same=f"artifact, code and versions are those of {version.name}")
+            self.comparisons = {cell.id: same for cell in planned.plan.cells if self._is_alike(cell)}
         for entry in journal.entries():
             if entry["kind"] == "compared" and entry["beside"] == version.tag:
                 known = from_json(_Compared, entry["compared"], journal.path)
@@ -118,10 +113,14 @@ class _Comparing:
             for name, cells in planned.plan.blocks().items()
         }
 
-    def _state(self, cell: Cell) -> Status:
-        """What preparing made of a cell."""
-        order = list(Status)
-        return min((item.status for item in self.findings.prepared[cell.id]), key=order.index)
+    def _is_alike(self, cell: Cell) -> bool:
+        """Whether a cell's artifacts, and what runs them, are the other version's, and preparing came to the same."""
+        version, content, code = self.version, self.contents.get(cell.id), self.own.code[cell.id]
+        if content is None or (content, code) != (version.contents.get(cell.id), version.digests.get(cell.id)):
+            return False
+        made = min((item.status for item in self.findings.prepared[cell.id]), key=list(Status).index)
+        then = version.results[cell.id].status
+        return made is (Status.OK if then is Status.NOISY else then)  # noisy is how a baseline was measured
 
     def _is_same(self, cell: Cell) -> bool:
         return bool(self.comparisons.get(cell.id, Comparison()).same)

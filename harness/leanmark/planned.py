@@ -15,6 +15,7 @@ from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.host import available_cpus
 from leanmark.jsonable import canonical_json, from_json
 from leanmark.judge import baselines
+from leanmark.judge.baselines import Baseline
 from leanmark.prepare.artifacts import Store, code_hash, project_of
 from leanmark.prepare.origins import Seen, has_own_code
 from leanmark.prepare.recipe import Prepared, Trial, from_store
@@ -170,11 +171,12 @@ def plan_suite(name: str, options: Options) -> Planned:
                 do="`leanmark plan` lists the cells.",
             )
     plan = whole.select(options.only)
+    store = Store(default_store(), project_of(suite.folder))
     beside = options.base is not None
     if options.baseline is not None:
         baseline = baselines.read(options.baseline)
         baselines.check_suite(baseline, suite.name)
-        beside = baseline.artifacts is not None
+        beside = bool(at_hand(store, baseline))
     if beside:
         plan = plan.beside()
     references = [name for item in suite.workloads for name in (item.model, item.data, item.metric)]
@@ -182,12 +184,20 @@ def plan_suite(name: str, options: Options) -> Planned:
     jobs = options.jobs or len(available_cpus())
     return Planned(
         plan,
-        Store(default_store(), project_of(suite.folder)),
+        store,
         jobs,
         (suite.folder,) if own else (),
         options.only,
         beside,
     )
+
+
+def at_hand(store: Store, baseline: Baseline) -> Mapping[str, tuple[str, ...]]:
+    """A baseline's artifacts by cell, where they can be run again: beside it, or all of them still in the store."""
+    contents = baseline.contents
+    if baseline.artifacts is not None or store.holds(content for hashes in contents.values() for content in hashes):
+        return contents
+    return {}
 
 
 def _is_builtin(reference: str) -> bool:

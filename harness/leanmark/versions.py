@@ -18,9 +18,9 @@ from leanmark.graphs import external_locations
 from leanmark.jobs import Done, Job, Progress, run_jobs
 from leanmark.jsonable import from_json
 from leanmark.judge import baselines
-from leanmark.judge.baselines import Baseline, Packed
+from leanmark.judge.baselines import Baseline
 from leanmark.measure.environment import read_environment
-from leanmark.planned import Options, Planned
+from leanmark.planned import Options, Planned, at_hand
 from leanmark.preparation import Preparation
 from leanmark.prepare.recipe import Prepared
 from leanmark.processes import Code
@@ -96,20 +96,15 @@ def _anchor(planned: Planned, suite: str, folder: Path | None) -> Iterator[Versi
     if folder is None or not folder.is_dir():
         return
     for item in baselines.fitting(suite, read_environment()["machine_class"], folder, pinned_only=True):
-        packed = item.artifacts
-        if packed is not None and not (item.path.parent / packed.file).is_file():
+        if not item.is_beside_its_artifacts:
             item = replace(item, artifacts=None)
         yield replace(_of_baseline(planned, item), tag="anchor")
 
 
 def _of_baseline(planned: Planned, baseline: Baseline) -> Version:
     """A baseline, with its artifacts where it has them. Raises InvalidInput."""
-    contents: dict[str, tuple[str, ...]] = {}
-    problems: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
-    if baseline.artifacts is not None:
-        baseline, notes = _with_threads_of(planned, baseline, baseline.artifacts)
-        contents, problems = _unpacked(planned, baseline)
+    baseline, carried, notes = _with_threads_of(planned, baseline, at_hand(planned.store, baseline))
+    contents, problems = _unpacked(planned, baseline, carried)
     return Version(
         "baseline",
         baseline.name,
@@ -124,8 +119,11 @@ def _of_baseline(planned: Planned, baseline: Baseline) -> Version:
     )
 
 
-def _with_threads_of(planned: Planned, baseline: Baseline, packed: Packed) -> tuple[Baseline, tuple[str, ...]]:
-    """A baseline whose cells have the suite's number of threads where that is all that differs; and what is said of it.
+def _with_threads_of(
+    planned: Planned, baseline: Baseline, carried: Mapping[str, tuple[str, ...]]
+) -> tuple[Baseline, Mapping[str, tuple[str, ...]], tuple[str, ...]]:
+    """A baseline, and its artifacts by cell, with the suite's number of threads where that is all that differs; and
+    what is said of it.
 
     An artifact holds no number of threads, and both versions run here. What the baseline's own run timed is left out.
     """
@@ -137,33 +135,35 @@ def _with_threads_of(planned: Planned, baseline: Baseline, packed: Packed) -> tu
     known = {result.cell.id for result in baseline.run.results}
     here = {cell.id: before.get(apart(cell)) for cell in planned.plan.cells if cell.id not in known}
     moved = {name: result for name, result in here.items() if result is not None}
-    if not moved:
-        return baseline, ()
+    if not moved or not carried:
+        return baseline, carried, ()
     gone = {result.cell.id for result in moved.values()} - {cell.id for cell in planned.plan.cells}
     cells = {cell.id: cell for cell in planned.plan.cells}
     untimed: dict[str, Any] = dict.fromkeys(("timing", "against_reference", "against_eager"))
     results = [replace(result, cell=cells[name], **untimed) for name, result in moved.items()]
-    contents = {name: packed.contents.get(result.cell.id, ()) for name, result in moved.items()}
+    contents = {name: carried.get(result.cell.id, ()) for name, result in moved.items()}
     kept = tuple(result for result in baseline.run.results if result.cell.id not in gone)
     threads = sorted({result.cell.target.threads for result in moved.values()})
     note = f"{baseline.name} was taken with threads: {threads[0]}; both versions are run with the suite's here"
-    packed = replace(packed, contents={**packed.contents, **contents})
-    return replace(baseline, run=replace(baseline.run, results=(*kept, *results)), artifacts=packed), (note,)
+    run = replace(baseline.run, results=(*kept, *results))
+    return replace(baseline, run=run), {**carried, **contents}, (note,)
 
 
-def _unpacked(planned: Planned, baseline: Baseline) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+def _unpacked(
+    planned: Planned, baseline: Baseline, carried: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """The baseline's artifacts in the store, by cell; and why some are left out.
 
     A baseline comes with a pull request: what is taken is data, and the only code that it makes run is what
     the suite here names itself.
     """
-    assert baseline.artifacts is not None
-    read = baselines.artifact_files(baseline)
+    stored = planned.store.holds(content for hashes in carried.values() for content in hashes)
+    read = _nothing if stored and not baseline.is_beside_its_artifacts else baselines.artifact_files(baseline)
     known = {result.cell.id: result for result in baseline.run.results}
     cells = {cell.id: cell for cell in planned.plan.cells if cell.id in known}
     contents: dict[str, tuple[str, ...]] = {}
     problems: dict[str, str] = {}
-    for name, hashes in baseline.artifacts.contents.items():
+    for name, hashes in carried.items():
         if name not in cells:
             continue
         problem = ""
@@ -183,6 +183,10 @@ def _unpacked(planned: Planned, baseline: Baseline) -> tuple[dict[str, tuple[str
         else:
             contents[name] = hashes[:count]
     return contents, problems
+
+
+def _nothing(content: str, _: str) -> bytes:
+    raise InvalidInput(f"the artifact {content[:12]} has just gone from the store", do="Save the baseline again.")
 
 
 def _distrust(artifact: Artifact, workload: Workload) -> str:

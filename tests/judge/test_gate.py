@@ -128,6 +128,7 @@ def test_the_same_classes_can_be_worse_by_a_metric_of_degrees():
 def test_a_base_that_ran_out_of_time_says_nothing_of_the_head():
     found = beside(result(), Comparison(), before=replace(result(), status=Status.TIMEOUT, reason="slow"))
     assert [change.verdict for change in found.changes] == [Verdict.INCONCLUSIVE]
+    assert "more time" in found.changes[0].wanted, "an undecided verdict says what would decide it"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,16 @@ class Baseline:
         return self.path.name.removesuffix(".json")
 
     @property
+    def contents(self) -> Mapping[str, tuple[str, ...]]:
+        """Content hashes of its artifacts by cell, one a seed, wherever they are."""
+        return _contents(self.run) if self.artifacts is None else self.artifacts.contents
+
+    @property
+    def is_beside_its_artifacts(self) -> bool:
+        """Whether the file that packs them is there."""
+        return self.artifacts is not None and os.path.lexists(self.path.parent / self.artifacts.file)
+
+    @property
     def is_pinned(self) -> bool:
         """Whether it is the anchor that does not move."""
         return self.name.endswith(PINNED)
@@ -175,13 +185,17 @@ def _rounded(value: Json) -> Json:
     return value
 
 
-def _pack(run: Run, path: Path, files: Callable[[str], Mapping[str, Path]]) -> Packed:
-    """All artifacts of a run in one zip file, each once; the same artifacts make the same file."""
-    contents = {
+def _contents(run: Run) -> dict[str, tuple[str, ...]]:
+    return {
         result.cell.id: (result.artifact, *result.more_artifacts)
         for result in sorted(run.results, key=lambda result: result.cell.id)
         if result.artifact is not None
     }
+
+
+def _pack(run: Run, path: Path, files: Callable[[str], Mapping[str, Path]]) -> Packed:
+    """All artifacts of a run in one zip file, each once; the same artifacts make the same file."""
+    contents = _contents(run)
     with store.telling(path), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
         try:
             with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:

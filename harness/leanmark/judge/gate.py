@@ -20,6 +20,10 @@ from leanmark.rules import CELL, Limits
 
 _NOT_JUDGED = (Status.SKIPPED, Status.NOT_APPLICABLE)
 _FINE = (Status.OK, Status.NOISY)
+_WANTED = {
+    Status.TIMEOUT: "more time to prepare it (prepare: timeout)",
+    Status.OUT_OF_MEMORY: "a machine with more memory",
+}
 _ENVIRONMENT = ("cpu", "cores", "system", "release", "python", "versions")
 _SIZES = ("size", "compressed_size", "parameters", "macs")
 
@@ -133,8 +137,9 @@ def _cell(
             yield whole(Verdict.BROKEN, f"{head.status.value}: {head.reason}")
         else:
             yield Unjudged(cell, CELL, f"{head.status.value}, and was {before.status.value} before")
-    elif before.status in (Status.TIMEOUT, Status.OUT_OF_MEMORY):
-        yield whole(Verdict.INCONCLUSIVE, f"the base was {before.status.value}: {before.reason}")
+    elif before.status in _WANTED:
+        change = whole(Verdict.INCONCLUSIVE, f"the base was {before.status.value}: {before.reason}")
+        yield replace(change, wanted=_WANTED[before.status])
     elif before.status not in _FINE and comparison.lost:
         wanted = "a base with all that it needs: it has what is under version control, and nothing else"
         yield replace(whole(Verdict.INCONCLUSIVE, comparison.problem), wanted=wanted)

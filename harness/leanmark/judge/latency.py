@@ -36,7 +36,8 @@ def duel(cell: str, comparison: Comparison, base: Opponent, limits: Limits) -> C
     change = Change(cell, "latency", Verdict.INCONCLUSIVE, Basis.DUEL, base.name, tolerance=limits.latency)
     shown = comparison.decided or comparison.screened
     if shown is None:
-        return replace(change, reason=comparison.problem or "it was not measured")
+        wanted = "a run that measures it"
+        return replace(change, reason=comparison.problem or "it was not measured", wanted=wanted)
     assert limits.latency is not None
     ratio = log_ratio(shown, cell)
     level = base.level if comparison.decided is not None else stats.VERDICT_LEVEL
@@ -101,10 +102,10 @@ def _times(head: Result, before: Result, base: Opponent, tolerance: float) -> Ch
     """Medians of two runs. Their intervals would not hold what passes between two runs, so the tolerance must."""
     change = Change(head.cell.id, "latency", Verdict.INCONCLUSIVE, Basis.TIMES, base.name, tolerance=tolerance)
     if head.timing is None or before.timing is None or head.timing.noisy or before.timing.noisy:
-        return replace(change, reason="a run has no undisturbed time")
+        return replace(change, reason="a run has no undisturbed time", wanted="a run without other programs")
     after, then = head.timing.median, before.timing.median
     if not (0 < then < math.inf and 0 < after < math.inf):
-        return replace(change, reason="a run has no positive time")
+        return replace(change, reason="a run has no positive time", wanted="a run that measures it")
     return replace(point(change, then, after, tolerance), before=then, after=after)
 
 

@@ -25,7 +25,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,10 @@ class Store:
         except (OSError, InvalidInput):
             return False
         return True
+
+    def holds(self, contents: Iterable[str]) -> bool:
+        """Whether all these artifacts are here, and whole. Raises InvalidInput for what is no content hash."""
+        return all(self._place(content).is_dir() and self._is_whole(content) for content in contents)
 
     def open(self, content: str) -> Artifact:
         """The artifact of a content hash. Raises InvalidInput."""
