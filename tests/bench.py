@@ -29,7 +29,7 @@ class Figure:
     name: str
     unit: str
     samples: tuple[float, ...]
-    target: float
+    target: float | None  # None: there is none
     at_least: bool = False
 
     @property
@@ -133,7 +133,8 @@ def print_figures(found: list[Figure], *, as_json: bool) -> None:
     for figure in found:
         spread = f"{min(figure.samples):.3g} to {max(figure.samples):.3g}"
         line = f"{figure.name:60} {figure.median:8.3g} {figure.unit:2}  ({spread}, n={len(figure.samples)})"
-        print(f"{line}  aim: {'at least' if figure.at_least else 'at most'} {figure.target:g}")
+        aim = "at least" if figure.at_least else "at most"
+        print(line if figure.target is None else f"{line}  aim: {aim} {figure.target:g}")
 
 
 def main() -> None:

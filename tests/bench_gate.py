@@ -82,7 +82,7 @@ recipes:
   grouped:  [{cluster.kmeans: {clusters: 16}}]
 targets:
   - {runtime: onnxruntime}
-measure: {budget: 1s, launches: 8}
+measure: {budget: 2s, launches: 8}
 """
 # Two cells, and a network of 33 heavy layers or of 34: latency alone can find what is slower.
 FEW = SUITE.split("recipes:")[0] + "recipes:\n  fused: [export.onnx, graph.clean, fuse.graph]\n"

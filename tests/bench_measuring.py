@@ -17,57 +17,62 @@ from bench import Figure, print_figures
 from leanmark import power, registry, stats
 from leanmark.host import available_cpus
 from leanmark.measure import paired
-from leanmark.measure.launches import Launch, LaunchFacts, compare
-from leanmark.measure.sides import Bases, Side, Worker
+from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
+from leanmark.measure.sides import Bases, Seats, Side, Worker
+from leanmark.measure.table import Amount, Groups, Table
 from leanmark.processes import kill_all, thread_environment
 
 SIZES = [(runtime, ms) for ms in (0.1, 1, 10) for runtime in power.RUNTIMES]
 
 
 def one_side(runtime: str, milliseconds: float, folder: Path, copies: int) -> Figure:
-    """The median of a side, as a duel finds it, over that of a bare loop in the same process.
+    """The median of a side, as a launch finds it, over a bare loop's mean in the same process.
 
-    In every copy: turns with another side, then the stretch that the figures of one side
-    come from, then the bare loop, half of it before and half after.
+    In every copy: turns with another side, then the stretch that the figures of one side come from, with a loop that
+    does nothing but call before and after it. Medians of the copies' figures, of which every 20 give one sample.
     """
     sides = power.both_sides(power.Setting(runtime, milliseconds, busy=False), folder)
     cpus = available_cpus()
+    names = [side.name for side in sides]
     bases = Bases(sides, cpus)
     ratios: list[float] = []
-    seconds = 0.0
+    medians: list[float] = []
     try:
-        for _ in range(copies):
+        for copy in range(copies):
             workers = [bases.worker(side, cpus) for side in sides]
             for worker in workers:
                 worker.open(0.03)
-                worker.ask(10.0, op="pin", cpus=cpus[-1:])
-            seconds = seconds or _median(_calls(workers[0], 200, 0))
-            turn, stretch, untimed = (max(1, round(time / seconds)) for time in (0.001, 0.02, 0.002))
-            halves: list[np.ndarray] = []
-            for _ in range(2):
-                for _ in range(max(1, round(0.02 / (turn * seconds)))):
-                    for worker in workers:
-                        worker.ask(60.0, op="turn", calls=turn, start=0, untimed=1, each=False)
-                if not halves:
-                    halves.append(_calls(workers[0], stretch, 2 * untimed))
-                    continue
-                own = _calls(workers[0], stretch, untimed)
-                halves.append(_calls(workers[0], stretch, 0))
-            ratios.append(_median(own) / _median(np.concatenate(halves)))
+            one = Table(np.random.default_rng(copy), Groups.of(names, pairs=False))
+            one.seat(Seats(tuple(workers), {}, 0), set(names))
+            one.pin(cpus[-1:])
+            guess = one.warm_up()
+            calls, rounds = paired.calls_a_turn(guess[names[0]]), max(1, round(0.02 / max(0.001, guess[names[0]])))
+            one.play(Amount(calls, 1, 1, rounds, 60.0), 0, lambda _: None)
+            loops = [loop_seconds(workers[0], guess[names[0]])]
+            one.play_alone(0, guess)
+            loops.append(loop_seconds(workers[0], guess[names[0]]))
+            launch = one.gather(names, FACTS)
+            found = timing([launch], names[0])
+            if found is not None:
+                medians.append(found.median)
+                ratios.append(found.median / (sum(loops) / len(loops)))
             for worker in workers:
                 worker.close()
     finally:
         bases.close()
-    return Figure(f"one side over a bare loop, {runtime}, {1e3 * seconds:.2f} ms", "x", tuple(ratios), 1.03)
+    samples = [float(np.median(ratios[at : at + 20])) for at in range(0, len(ratios), 20)]
+    what = f"one side over a bare loop, {runtime}, {1e3 * float(np.median(medians)):.2f} ms"
+    return Figure(what, "x", tuple(samples), 1.03)
 
 
-def _calls(worker: Worker, calls: int, untimed: int) -> np.ndarray:
-    """Nanoseconds of calls in a row."""
-    return worker.ask(60.0, op="turn", calls=calls, start=0, untimed=untimed, each=True)["calls_ns"]
+FACTS = {"calls_a_turn": 1, "untimed": 1, "pinned": True, "overlapped": False, "cpus": (0,), "start_seconds": 0.0}
+FACTS |= {"wall_seconds": 1.0, "steal_share": None}
 
 
-def _median(nanoseconds: np.ndarray) -> float:
-    return float(np.median(nanoseconds)) * 1e-9
+def loop_seconds(worker: Worker, guess: float) -> float:
+    """Seconds a call of a loop that does nothing else, for 20 ms."""
+    calls = max(2, round(0.02 / guess))
+    return worker.ask(60.0, op="loop", calls=calls)["wall_ns"] * 1e-9 / calls
 
 
 def a_block(runtime: str, milliseconds: float, cells: int, folder: Path, count: int) -> list[Figure]:
@@ -86,7 +91,7 @@ def a_block(runtime: str, milliseconds: float, cells: int, folder: Path, count: 
     aim = 0.35 if runtime == "torch" else 0.6
     return [
         Figure(f"share of a block in calls, {what}", "", tuple(shares), aim, at_least=True),
-        Figure(f"of a core, the parent takes, {what}", "", tuple(parents), 0.02),
+        Figure(f"of a core, the parent takes to give turns, {what}", "", tuple(parents), None),
     ]
 
 

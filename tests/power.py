@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from leanmark import power, registry, stats
-from leanmark.measure.environment import read_environment
+from leanmark.measure.environment import read_commit, read_environment
 from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.power import MILLISECONDS, RUNTIMES, Setting, Shape
 from leanmark.processes import kill_all
@@ -138,6 +138,7 @@ def record(minutes: float) -> None:
                 "kind": kind,
                 "wall_seconds": time.monotonic() - begun,
                 "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": read_commit(Path(__file__).parent)["id"],
                 "machine": {key: machine[key] for key in ("cpu", "cores", "kernel", "python", "versions")},
             }
             save_part(path, about, arrays)
@@ -150,6 +151,7 @@ _Part = tuple[dict[str, Any], dict[str, Any]]
 def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:
     """Duels of one setting: what they were, and every turn of them."""
     slowdown, shape, comparisons, _ = KINDS[kind]
+    seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
     slowed = replace(setting, slowdown=slowdown)
     launches = power.record(slowed, shape, comparisons, scratch, number, lambda _: None, apart=kind == "apart")
     facts = launches[0].facts
@@ -158,15 +160,9 @@ def record_duels(kind: str, setting: Setting, number: int, scratch: Path) -> _Pa
         "shape": asdict(shape),
         "calls_a_turn": facts.calls_a_turn,
         "untimed": facts.untimed,
-        "call_seconds": sum(map(call_seconds, launches)),
-        "comparisons": len(list(power.comparisons(launches, shape.copies, shape.launches - FEWER))),
+        "comparisons": len(list(power.comparisons(launches, shape.copies, seconds, setting.runtime))),
     }
     return about, turns_of(launches)
-
-
-def call_seconds(launch: Launch) -> float:
-    """Of both sides, untimed calls included."""
-    return float(launch.seconds.sum()) * (launch.facts.calls_a_turn + launch.facts.untimed)
 
 
 def record_usual(kind: str, setting: Setting, number: int, scratch: Path) -> _Part:
@@ -251,7 +247,8 @@ def report_duels(kind: str, setting: Setting) -> dict[str, Any]:
     slowdown, shape, _, tolerance = KINDS[kind]
     seconds = LONG_SECONDS if shape == LONG else SHORT_SECONDS
     copies = sum(len(np.unique(launch.copies)) for launches, _ in parts for launch in launches)
-    copy_seconds = sum(about["call_seconds"] for _, about in parts) / copies
+    taken = sum(power.call_seconds(launch, setting.runtime) for launches, _ in parts for launch in launches)
+    copy_seconds = taken / copies
 
     def within(to: Shape, seconds: float) -> Shape:
         """The most copies in all that fit, of about as many launches as wanted; or fewer launches of one copy."""
@@ -269,7 +266,7 @@ def report_duels(kind: str, setting: Setting) -> dict[str, Any]:
         return asdict(power.tally(samples, slower, beyond, math.log1p(slower)))
 
     fitting = within(shape, seconds)
-    by_part = [list(real_comparisons(part, fitting.copies, seconds)) for part in parts]
+    by_part = [list(power.comparisons(launches, fitting.copies, seconds, setting.runtime)) for launches, _ in parts]
     real = [comparison for comparisons in by_part for comparison in comparisons]
     tally = power.tally(iter(real), slowdown, tolerance)
     launches = float(np.median([len(comparison) for comparison in real]))
@@ -315,29 +312,9 @@ def spread_of(parts: Sequence[Part]) -> tuple[float, float]:
     return math.sqrt(copies), math.copysign(math.sqrt(abs(added)), added)
 
 
-def real_comparisons(part: Part, copies: int, seconds: float) -> Iterator[list[Any]]:
-    """The comparisons of a part as they were recorded: of each, the pairs of the launches whose calls fit."""
-    launches, about = part
-    calls = about["calls_a_turn"] + about["untimed"]
-    recorded = [
-        (units, float(launch.seconds.sum()) * calls * copies / max(1, len(np.unique(launch.copies))))
-        for launch in launches
-        if (units := power.units(launch, copies))
-    ]
-    for number in range(max(len(units) for units, _ in recorded)):
-        found: list[Any] = []
-        left = seconds
-        for units, taken in recorded:
-            left -= taken
-            if number < len(units) and left >= 0:
-                found.append(units[number])
-        if len(found) >= stats.MINIMUM_LAUNCHES:
-            yield found
-
-
 def said_by_all(setting: Setting, path: Path) -> Iterator[list[Said]]:
     """What each method said of each comparison of a part; of the duel, what its launches say that fit into the time."""
-    calls = next(about["calls_a_turn"] + about["untimed"] for about in map(load_about, parts_of("same", setting)))
+    calls = next(map(load_about, parts_of("same", setting)))
     with np.load(path) as stored:
         about = json.loads(stored["about"].tobytes())
         for index, said in enumerate(about["said"]):
@@ -345,8 +322,9 @@ def said_by_all(setting: Setting, path: Path) -> Iterator[list[Said]]:
             left, pairs = SHORT_SECONDS, []
             for name in sorted(names, key=lambda name: int(name.split("_")[2])):
                 turns, copies = stored[name], stored[name.replace("turns", "copies")].astype(np.int32)
-                left -= float(np.abs(turns).sum()) * UNIT * calls
-                found = launch_of(turns, copies, about).pairs("other", "reference")
+                launch = launch_of(turns, copies, calls)
+                left -= power.call_seconds(launch, setting.runtime)
+                found = launch.pairs("other", "reference")
                 if left >= 0 and found is not None:
                     pairs.append(found)
             own = Said(**said[0])

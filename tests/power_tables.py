@@ -86,13 +86,13 @@ def print_same(rows: dict[str, dict[str, Any]]) -> None:
     """Networks against themselves, and what of that would have been seen had one side been slower."""
     if not rows:
         return
-    titles = ("ms", "parts, launches", "a comparison", "false alarms", "of 10,000 drawn", "covered", "covered, drawn")
+    titles = ("ms", "parts, launches", "a comparison", "false alarms", "of drawn ones", "covered", "covered, drawn")
     print_line("a network with itself", *titles, "least effect")
     print_line("---", "--:", *["---"] * 6, "--:")
     for name, row in rows.items():
         real, drawn = Tally(**row["real"]), Tally(**row["drawn"]) if row["drawn"] else None
         cells = (name, f"{row['milliseconds']:.2f}", f"{row['parts']}, {row['launches']}", shape_of(row))
-        of_drawn = ("", "") if drawn is None else (str(drawn.false_alarms), f"{drawn.covered / drawn.count:.1%}")
+        of_drawn = ("", "") if drawn is None else (bounded(drawn), f"{drawn.covered / drawn.count:.1%}")
         alarms, share = counted(real.false_alarms, real), percent(real.share(real.covered))
         print_line(*cells, alarms, of_drawn[0], share, of_drawn[1], f"{row['minimum_detectable_effect']:.2%}")
     groups = {"alone": False, "beside a busy neighbour": True, "all together": None}
@@ -101,7 +101,7 @@ def print_same(rows: dict[str, dict[str, Any]]) -> None:
         if some:
             whole = added([row["real"] for row in some])
             drawn = added([row["drawn"] for row in some if row["drawn"]])
-            of_drawn = (f"{drawn.false_alarms} of {drawn.count:,}", f"{drawn.covered / drawn.count:.1%}")
+            of_drawn = (bounded(drawn), f"{drawn.covered / drawn.count:.1%}")
             alarms, share = counted(whole.false_alarms, whole), percent(whole.share(whole.covered))
             print_line(name, "", "", "", alarms, of_drawn[0] if drawn.count > 1 else "", share, of_drawn[1], "")
     whole = added([row["real"] for row in rows.values()])
@@ -151,6 +151,12 @@ def slower_of(tally: Tally) -> tuple[str, ...]:
 def counted(hits: int, tally: Tally) -> str:
     share = tally.share(hits)
     return f"{hits} of {tally.count:,} [{share.low:.2%}, {share.high:.2%}]"
+
+
+def bounded(drawn: Tally) -> str:
+    """False alarms of drawn comparisons, with bounds that hold for the launches they were drawn from."""
+    share = drawn.share(drawn.false_alarms)
+    return f"{drawn.false_alarms} of {drawn.count:,} [{share.low:.3%}, {share.high:.3%}]"
 
 
 def print_line(*cells: object) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from leanmark.assembly import control_warnings, device_warnings
+from leanmark.assembly import control_warnings, device_warnings, machine_warnings
 from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.results import Cell, Device, OnDevice, Result, Role, Status, Target
 
@@ -73,6 +73,15 @@ def test_a_device_that_is_slowed_down_or_shared_is_told_once():
     assert "a GPU is slowed down by heat" in first
     assert "other processes compute on a GPU: 77" in second
     assert device_warnings([SAME, replace(SAME, on_device=OnDevice(None, None, None))]) == ()
+
+
+def test_a_machine_that_made_measuring_harder_is_told():
+    calm = launches(same=1.0)[0].facts
+    assert machine_warnings([calm, replace(calm, steal_share=0.02)]) == ()
+    (loose,) = machine_warnings([calm, replace(calm, pinned=False)])
+    assert "could not be pinned" in loose
+    (stolen,) = machine_warnings([replace(calm, steal_share=share) for share in (0.1, 0.3)])
+    assert "gave 20% of the processors' time" in stolen
 
 
 def test_a_control_of_a_device_that_is_not_here_is_no_news():

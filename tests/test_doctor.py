@@ -60,7 +60,7 @@ def test_what_cannot_be_read_is_neither_good_nor_bad():
     blind = replace(QUIET, governors=(), turbo=None, smt=None, pressure=None, steal=None, energy=(), frequency=False)
     assert bad(blind) == {}
     unknown = {finding.subject for finding in doctor.diagnose(blind) if finding.state is State.UNKNOWN}
-    assert unknown == {"governor", "energy", "frequency"}
+    assert unknown == {"governor", "energy", "frequency", "devices"}
 
 
 def fake_tree(root: Path, files: dict[str, str]) -> Path:
@@ -142,13 +142,15 @@ def test_comparisons_share_no_turn():
     facts = LaunchFacts(("reference", "other"), 1, 1, True, True, (0,), 0.0, 1.0, None, (1.0, 1.0), {})
     seconds = np.stack([np.ones(24), np.exp(np.arange(24) / 1000)], axis=1)
     one = Launch(facts, seconds, np.ones((24, 2)), np.arange(24) // 6, np.zeros((2, 0, 0)), np.zeros((2, 0)))
-    found = list(power.comparisons([one] * 3, 2, 3))  # four copies make two comparisons of two
-    assert [len(item) for item in found] == [3, 3]
+    found = list(power.comparisons([one] * 5, 2, 1000, "torch"))  # four copies make two comparisons of two
+    assert [len(item) for item in found] == [5, 5]
     first, second = (set(np.round(1000 * item[0]).astype(int)) for item in found)
     assert (first, second) == (set(range(12)), set(range(12, 24)))
     short = replace(one, seconds=seconds[:12], cpu_share=np.ones((12, 2)), copies=one.copies[:12])
-    assert [len(item) for item in power.comparisons([one, one, short], 2, 2)] == [3, 2]
-    assert len(list(power.comparisons([one, one, short], 2, 3))) == 1
+    assert [len(item) for item in power.comparisons([*[one] * 4, short], 2, 1000, "torch")] == [5, 4]
+    # Two copies of a launch have 24 turns of about 1 s, and as many untimed calls of 1.28 s: some 55 s.
+    assert [len(item) for item in power.comparisons([one] * 6, 2, 250, "torch")] == [4, 4]
+    assert not list(power.comparisons([one] * 6, 2, 200, "torch")), "three launches give no verdict"
 
 
 def test_launches_are_drawn_without_repetition():
@@ -168,7 +170,7 @@ def test_too_little_time_is_refused_before_anything_is_measured():
 
 @pytest.mark.slow
 def test_the_doctor_measures_what_duels_see():
-    found = power.measure_power(8.0, 0.8, lambda *_: None)
+    found = power.measure_power(16.0, 1.6, lambda *_: None)
     assert [sight.setting.busy for sight in found.sights] == [False, True]
     for sight in found.sights:
         assert sight.same.count == sight.slower.count == 1

@@ -139,6 +139,18 @@ def test_intervals_hold_the_truth_as_often_as_they_say(noise: Noise, count: int)
     assert hits[stats.VERDICT_LEVEL] / repetitions >= 0.977
 
 
+@pytest.mark.parametrize("slowdown", [-0.2, 0.01, 0.5])
+def test_intervals_hold_a_truth_that_is_not_one(slowdown: float):
+    random, truth = np.random.default_rng(11), math.log1p(slowdown)
+    noise = Noise(between=0.006, jumps=0.15, drift=0.1, outliers=0.02)
+    ratios = [stats.paired_log_ratio(_launches(random, noise, 8, truth)) for _ in range(300)]
+    hits = sum(not ratio.interval().excludes(1 + slowdown) for ratio in ratios)
+    assert 0.91 <= hits / len(ratios) <= 0.99  # three standard errors of a proportion of 300 are 3.8 points
+    middle = float(np.mean([ratio.mean for ratio in ratios]))
+    spread = float(np.std([ratio.mean for ratio in ratios])) / math.sqrt(len(ratios))
+    assert abs(middle - truth) < 4 * spread + 1e-4
+
+
 def test_jumps_of_the_core_cost_little():
     random = np.random.default_rng(3)
     still, jumping = Noise(), Noise(jumps=0.15)
@@ -167,6 +179,19 @@ def test_noise_of_twice_the_size_gives_an_interval_of_twice_the_width(sample: li
 def test_one_odd_launch_widens_the_interval_instead_of_moving_the_verdict():
     sample = [np.full(30, 0.0) for _ in range(4)] + [np.full(30, 0.02)]
     assert not stats.paired_log_ratio(sample).interval().excludes(1.0)
+
+
+@given(st.floats(-1, 1), st.floats(0.001, 1), st.floats(-1, 1), st.floats(0.001, 1), st.integers(4, 30))
+def test_a_ratio_over_another_is_the_product_with_its_inverse(a: float, b: float, c: float, d: float, n: int):
+    one, other = stats.LogRatio(a, b, n), stats.LogRatio(c, d, n)
+    inverse = stats.LogRatio(-c, d, n)
+    over, product = one.over(other), one.times(inverse)
+    assert (over.mean, over.error) == (pytest.approx(product.mean), pytest.approx(product.error))
+    turned = other.over(one)
+    assert (turned.mean, turned.error) == (pytest.approx(-over.mean), pytest.approx(over.error))
+    interval, mirrored = over.interval(), turned.interval()
+    assert interval.low == pytest.approx(1 / mirrored.high)
+    assert interval.high == pytest.approx(1 / mirrored.low)
 
 
 def test_products_add_variances():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from leanmark import registry, stats
 from leanmark.declare.plan import Plan
-from leanmark.measure.launches import Launch, compare, timing
+from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
 from leanmark.prepare.recipe import Prepared
 from leanmark.results import (
     Cell,
@@ -22,6 +23,8 @@ from leanmark.results import (
     Status,
 )
 
+# Where the host takes more of the processors' time than this, a run says so.
+_MUCH_STEAL = 0.1
 # A side against itself: no measurement, so no samples.
 ITSELF = Interval(1.0, 1.0, 1.0, stats.LEVEL, 0, "by definition")
 
@@ -207,6 +210,20 @@ def _wrong(cell: Cell, inspected: Inspected) -> tuple[Status, str]:
             what = f"every step says that it is exact (to {limit:g}), but an answer moved by {inspected.difference:.3g}"
             return Status.WRONG, what
     return Status.OK, ""
+
+
+def machine_warnings(launches: Sequence[LaunchFacts]) -> tuple[str, ...]:
+    """What of the machine made measuring harder: workers that were not pinned, time that the host gave to others."""
+    warnings: list[str] = []
+    if not all(facts.pinned for facts in launches):
+        warnings.append("workers could not be pinned to processors; intervals are wider for it")
+    shares = [facts.steal_share for facts in launches if facts.steal_share is not None]
+    if shares and statistics.mean(shares) > _MUCH_STEAL:
+        warnings.append(
+            f"the host gave {statistics.mean(shares):.0%} of the processors' time to others while cells were measured "
+            "(steal); intervals are wider for it"
+        )
+    return tuple(warnings)
 
 
 def device_warnings(found: Sequence[Result]) -> tuple[str, ...]:

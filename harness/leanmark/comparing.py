@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leanmark import stats
-from leanmark.assembly import Findings, Inspected, runnable
+from leanmark.assembly import Findings, Inspected, device_warnings, results, runnable
 from leanmark.inspecting import Key, Shown, answers, ask, is_finite
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge import latency
@@ -73,7 +73,7 @@ def compare_all(
         bases.append(part.base())
         warnings += part.warnings
     meter.reach("measure", 1.0, "measured")
-    return found, tuple(bases), tuple(warnings)
+    return found, tuple(bases), (*warnings, *device_warnings(results(planned.plan, found)))
 
 
 class _Comparing:

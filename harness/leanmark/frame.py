@@ -72,6 +72,9 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
     if result.cold_start is not None:
         cold = result.cold_start
         add("cold_start", "seconds", cold.import_seconds + cold.load_seconds + cold.first_call_seconds, 1)
+        for phase in ("import", "load", "first_call"):
+            for kind in ("rss", "uss"):
+                add(f"{kind}_{phase}", "bytes", getattr(cold, f"{kind}_{phase}_bytes"), 1)
         add("rss_peak", "bytes", cold.rss_peak_bytes, 1)
     if result.cost is not None:
         add("preparation", "seconds", result.cost.seconds, 1)

@@ -36,6 +36,21 @@ def stolen_seconds(root: Path = Path("/")) -> float | None:
     return None
 
 
+def waited_seconds(root: Path = Path("/")) -> float | None:
+    """Seconds since the machine started in which some task waited for a processor (PSI); None where it does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int((root / "proc/pressure/cpu").read_text().split("total=", 1)[1].split()[0]) * 1e-6
+    return None
+
+
+def clock_hertz(cpus: Iterable[int], root: Path = Path("/")) -> float | None:
+    """The slowest clock of these processors now; None where it cannot be read, as in most virtual machines."""
+    with contextlib.suppress(OSError, ValueError):
+        paths = (root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq" for cpu in cpus)
+        return min(1000.0 * int(path.read_text()) for path in paths)
+    return None
+
+
 def pin(cpus: Iterable[int], pid: int = 0) -> bool:
     """Keep a process, by default the calling thread, on these processors; False where that is not permitted."""
     if not hasattr(os, "sched_setaffinity"):

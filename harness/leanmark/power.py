@@ -45,6 +45,8 @@ _SIZES: dict[tuple[str, float], tuple[int, int]] = {
     ("torch", 10): (32, 21),
 }
 RUNTIMES = ("onnxruntime", "torch")
+# What an untimed call takes of a timed one, at 1 ms: the other side has just emptied the caches (docs/methodology.md).
+_UNTIMED = {"onnxruntime": 1.07, "torch": 1.28}
 MILLISECONDS = (1, 10)
 
 
@@ -79,8 +81,9 @@ class Shape:
 def shape_for(seconds: float) -> Shape:
     """The comparison that takes at most `seconds`: up to 24 launches of one copy each, then more of each."""
     copies = seconds / (2 * COPY_SECONDS)
-    if copies < stats.MINIMUM_LAUNCHES:
-        raise InvalidInput(f"a comparison takes at least {2 * COPY_SECONDS * stats.MINIMUM_LAUNCHES:g} s")
+    least = 2 * stats.MINIMUM_LAUNCHES  # a copy takes up to twice its time where turns are disturbed
+    if copies < least:
+        raise InvalidInput(f"a comparison takes at least {2 * COPY_SECONDS * least:g} s")
     launches = int(min(LAUNCHES, copies))
     return Shape(launches, int(copies // launches))
 
@@ -120,15 +123,30 @@ def record(
     return found
 
 
-def comparisons(launches: Sequence[Launch], copies: int, least: int) -> Iterator[list[Array]]:
+def call_seconds(launch: Launch, runtime: str) -> float:
+    """What all calls of both sides took: those of turns that were disturbed, and the untimed ones, included."""
+    facts = launch.facts
+    return float(launch.seconds.sum()) * (facts.calls_a_turn + _UNTIMED[runtime] * facts.untimed)
+
+
+def comparisons(launches: Sequence[Launch], copies: int, seconds: float, runtime: str) -> Iterator[list[Array]]:
     """The close pairs of each comparison, one array a launch; none shares a turn with another.
 
-    A comparison has the launches that have so many copies for it, at least `least`.
+    A comparison has so many copies of each of the first launches, as many of these as take at most `seconds` of calls.
     """
-    by_launch = [units(launch, copies) for launch in launches]
-    for number in range(max(map(len, by_launch), default=0)):
-        found = [items[number] for items in by_launch if number < len(items)]
-        if len(found) >= least:
+    recorded = [
+        (items, call_seconds(launch, runtime) * copies / len(np.unique(launch.copies)))
+        for launch in launches
+        if (items := units(launch, copies))
+    ]
+    for number in range(max((len(items) for items, _ in recorded), default=0)):
+        found: list[Array] = []
+        left = seconds
+        for items, taken in recorded:
+            left -= taken
+            if number < len(items) and left >= 0:
+                found.append(items[number])
+        if len(found) >= stats.MINIMUM_LAUNCHES:
             yield found
 
 
@@ -271,20 +289,21 @@ def measure_power(total_seconds: float, budget_seconds: float, advance: Advance)
                         done,
                         lambda share, at=at, label=label: advance(at + share / (2 * len(settings)), label),
                     )
-                    least = max(stats.MINIMUM_LAUNCHES, shape.launches * 3 // 4)
-                    kinds.append(list(comparisons(launches, shape.copies, least)))
+                    kinds.append(list(comparisons(launches, shape.copies, budget_seconds, setting.runtime)))
                     done += 1
-                sights.append(_sight(setting, kinds[0], kinds[1], shape.launches))
+                sights.append(_sight(setting, kinds[0], kinds[1]))
     finally:
         kill_all()
-    return Power(shape.seconds, TOLERANCE, SLOWDOWN, tuple(sights))
+    return Power(budget_seconds, TOLERANCE, SLOWDOWN, tuple(sights))
 
 
-def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]], launches: int) -> Sight:
+def _sight(setting: Setting, same: list[list[Array]], slower: list[list[Array]]) -> Sight:
     if not same or not slower:
-        raise InvalidInput(f"{setting.name}: too few launches were whole to compare anything", do="Give more time.")
+        raise InvalidInput(
+            f"{setting.name}: too few launches were whole, or fit into the time of a comparison", do="Raise --budget."
+        )
     a, b = tally(iter(same), 0.0, TOLERANCE), tally(iter(slower), SLOWDOWN, TOLERANCE)
-    error = stats.LogRatio(0.0, a.mean_error, launches)
+    error = stats.LogRatio(0.0, a.mean_error, min(map(len, same)))
     effect = error.minimum_detectable_effect(stats.VERDICT_LEVEL, TOLERANCE)
     return Sight(setting, a, b, a.share(a.false_alarms), b.share(b.detections), effect)
 

@@ -116,8 +116,7 @@ def _document(
     """The run as it is stored."""
     plan, begin = planned.plan, journal.entries()[0]
     code = describe(planned, findings.prepared).code
-    if any(not launch.facts.pinned for launches in findings.launches.values() for launch in launches):
-        warnings = (*warnings, "workers could not be pinned to processors; intervals are wider for it")
+    launches = [launch.facts for found in findings.launches.values() for launch in found]
     run = Run(
         id=journal.folder.name,
         suite=plan.suite.name,
@@ -129,7 +128,7 @@ def _document(
         environment=begin["environment"],
         commit=begin["commit"],
         results=tuple(replace(item, code=code[item.cell.id]) for item in assembly.results(plan, findings)),
-        warnings=warnings,
+        warnings=(*warnings, *assembly.machine_warnings(launches)),
         only=planned.only,
         rules=plan.suite.rules,
         bases=bases,

@@ -1,6 +1,7 @@
 """A worker that dies, hangs, prints, forks, wants all memory or moves is reported as that; the other side goes on."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,18 @@ def test_what_does_no_harm_is_measured_and_what_it_started_is_ended(duel, what: 
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert not [line for line in lines if "time.sleep(1000)" in line]
     assert not [line for line in lines if "leanmark.measure.worker" in line]
+
+
+@pytest.mark.slow
+def test_a_runtime_that_starts_a_thread_is_measured_without_copying_it(make, monkeypatch: pytest.MonkeyPatch):
+    """A fork has no other thread than the one that forks; what another held, it would wait for."""
+    own = replace(registry.get_runtime("torch"), name="threaded", loader="threaded:load", libraries=("threaded",))
+    monkeypatch.setitem(registry._runtimes, "threaded", own)
+    found = [replace(side, target=Target(runtime="threaded")) for side in make("behaves", "behaves")]
+    (launch,) = measure(found, launches=1, seconds=0.1, cpus=available_cpus(), seed=0)
+    assert launch.deaths == {}
+    assert launch.facts.sides == ("behaves-0", "behaves-1")
+    assert len(launch.seconds) >= paired.MINIMUM_ROUNDS
 
 
 @pytest.mark.slow

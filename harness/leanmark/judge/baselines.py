@@ -33,7 +33,10 @@ _PIECE_BYTES = 2**20
 _DIGITS = 6  # significant ones: no interval here is narrower than the seventh
 _KEY = "leanmark_baseline"
 # Of the environment: what two machines of one class have in common.
-_FIXED = ("cpu", "features", "cores", "system", "release", "architecture", "python", "versions", "machine_class")
+_FIXED = (
+    *("cpu", "features", "cores", "system", "release", "architecture", "python", "versions", "devices"),
+    "machine_class",
+)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 from leanmark import __version__
 from leanmark.jsonable import canonical_json
+from leanmark.measure.device import read_devices
 
-_LIBRARIES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy", "scipy", "leanmark")
+_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "numpy", "scipy", "leanmark")
 # Instruction sets that decide which kernels a runtime picks.
 _FEATURES = frozenset(
     [
@@ -59,6 +60,8 @@ def read_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+    devices = [device.name for device in read_devices()]
+    fixed |= {"devices": devices} if devices else {}
     return {
         **fixed,
         "machine_class": machine_class(fixed),

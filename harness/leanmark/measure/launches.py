@@ -31,6 +31,8 @@ class LaunchFacts:
     steal_share: float | None  # of all processors, what the host gave to others meanwhile
     busy: tuple[float, ...]  # of each side: processor time over wall time of a turn that nothing disturbed
     deaths: dict[str, Death]
+    waiting_share: float | None = None  # of its wall time, some task of the machine waited for a processor (PSI)
+    clock_hertz: float | None = None  # of the slowest of its processors, at its end
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 
 from leanmark import registry
 from leanmark.arrays import numpy as np
-from leanmark.host import available_memory, one_per_core, pinned, stolen_seconds
+from leanmark.host import available_memory, clock_hertz, one_per_core, pinned, stolen_seconds, waited_seconds
 from leanmark.measure.launches import Launch
 from leanmark.measure.sides import Bases, Opener, Seats, Side
 from leanmark.measure.table import PATIENCE_SECONDS, Amount, Groups, Table
@@ -122,7 +122,7 @@ class _Block:
         self, number: int, alive: Sequence[Side], calls: int | None, last: bool, progress: Callable[[float], None]
     ) -> Launch:
         """Measure one launch; `calls` a turn, or as many as fit the reference."""
-        begun, stolen = time.perf_counter(), stolen_seconds()
+        begun, stolen, waited_for = time.perf_counter(), stolen_seconds(), waited_seconds()
         wanted = range(number, number + min(self.threads, len(self.cpus)))
         chosen = tuple(self.cpus[index % len(self.cpus)] for index in wanted)
         random = np.random.default_rng([self.seed, number])
@@ -165,13 +165,16 @@ class _Block:
                 break
         self.opener.close_bases(self.bases.pop(number))
         sides = [side.name for side in alive]
+        wall = time.perf_counter() - begun
         facts = {
             "pinned": on_cores,
             "overlapped": overlapped,
             "cpus": chosen,
             "start_seconds": waited,
-            "wall_seconds": time.perf_counter() - begun,
-            "steal_share": _steal_share(stolen, time.perf_counter() - begun),
+            "wall_seconds": wall,
+            "steal_share": _share(stolen, stolen_seconds(), wall * (os.cpu_count() or 1)),
+            "waiting_share": _share(waited_for, waited_seconds(), wall),
+            "clock_hertz": clock_hertz(chosen),
         }
         facts |= {"calls_a_turn": amount.calls if amount else 1, "untimed": amount.untimed if amount else 1}
         return table.gather(sides, facts)
@@ -208,7 +211,6 @@ class _Block:
             self.ahead = self._open(number + 1, alive, chosen)
 
 
-def _steal_share(before: float | None, wall: float) -> float | None:
-    """Of all processors' time, what the host gave to others since then."""
-    now = stolen_seconds()
-    return None if before is None or now is None else (now - before) / (wall * (os.cpu_count() or 1))
+def _share(before: float | None, now: float | None, whole: float) -> float | None:
+    """What a count of seconds grew by, of so many seconds; None where it cannot be read."""
+    return None if before is None or now is None else (now - before) / whole

@@ -21,6 +21,7 @@ _MODULE = "leanmark.measure.worker"
 OPEN_TIMEOUT_SECONDS = 120.0
 # Beside what is measured, not on its core: torch is 8 % slower in the first 25 ms of a copy.
 _WARM_SECONDS = 0.03
+_END_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Worker:
 class Bases:
     """The interpreters that a launch's workers are copies of: one for each runtime and its settings.
 
-    Where the system cannot fork safely there are none, and every worker is a fresh interpreter.
+    Where the system cannot fork safely there are none, and every worker is a fresh interpreter; so it is where a
+    runtime starts a thread when it is imported.
     """
 
     def __init__(self, sides: Sequence[Side], cpus: Sequence[int]) -> None:
@@ -131,6 +133,8 @@ class Bases:
             pin(cpus, base.pid)
             return Worker(side, base)
         except ChannelClosed:
+            if base.exit_code(_END_SECONDS) == 0:  # its runtime has a thread: it cannot be copied
+                return Worker(side)
             raise SideError(base.death()) from None
         except TimeoutError:
             raise SideError(Death(Status.TIMEOUT, "its runtime could not be imported in time")) from None
@@ -216,6 +220,8 @@ class Opener:
                 return
             self._workers.append(worker)
             try:
+                if self._stopped.is_set():  # whoever ended the others did not see this one
+                    worker.close()
                 worker.open(_WARM_SECONDS)
                 workers[side.name] = worker
             except SideError as error:

@@ -325,12 +325,16 @@ def code_hash(workload: Workload, target: Target, structure: str | None = None) 
     return f"{model[:16]}.{rest[:16]}"
 
 
+# Distributions that bring the same module.
+_ALSO_CALLED = {"onnxruntime": ("onnxruntime-gpu",)}
+
+
 @functools.cache
 def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+    for name in (library, *_ALSO_CALLED.get(library, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "absent"
 
 
 def _source_of(reference: str | None) -> str | None:
