@@ -25,8 +25,8 @@ from leanmark.processes import kill_all, thread_environment
 SIZES = [(runtime, ms) for ms in (0.1, 1, 10) for runtime in power.RUNTIMES]
 
 
-def one_side(runtime: str, milliseconds: float, folder: Path, copies: int) -> Figure:
-    """The median of a side, as a launch finds it, over a bare loop's mean in the same process.
+def one_side(runtime: str, milliseconds: float, folder: Path, copies: int) -> list[Figure]:
+    """Median and mean of a side, as a launch finds them, over those of a bare loop in the same process.
 
     In every copy: turns with another side, then the stretch that the figures of one side come from, with a loop that
     does nothing but call before and after it. Medians of the copies' figures, of which every 20 give one sample.
@@ -35,7 +35,7 @@ def one_side(runtime: str, milliseconds: float, folder: Path, copies: int) -> Fi
     cpus = available_cpus()
     names = [side.name for side in sides]
     bases = Bases(sides, cpus)
-    ratios: list[float] = []
+    ratios: list[tuple[float, float]] = []
     medians: list[float] = []
     try:
         for copy in range(copies):
@@ -48,31 +48,35 @@ def one_side(runtime: str, milliseconds: float, folder: Path, copies: int) -> Fi
             guess = one.warm_up()
             calls, rounds = paired.calls_a_turn(guess[names[0]]), max(1, round(0.02 / max(0.001, guess[names[0]])))
             one.play(Amount(calls, 1, 1, rounds, 60.0), 0, lambda _: None)
-            loops = [loop_seconds(workers[0], guess[names[0]])]
+            loops = [bare_loop(workers[0], guess[names[0]])]
             one.play_alone(0, guess)
-            loops.append(loop_seconds(workers[0], guess[names[0]]))
-            launch = one.gather(names, FACTS)
-            found = timing([launch], names[0])
+            loops.append(bare_loop(workers[0], guess[names[0]]))
+            found = timing([one.gather(names, FACTS)], names[0])
             if found is not None:
+                middle, mean = (sum(values) / len(loops) for values in zip(*loops, strict=True))
                 medians.append(found.median)
-                ratios.append(found.median / (sum(loops) / len(loops)))
+                ratios.append((found.median / middle, 1 / found.calls_per_second / mean))
             for worker in workers:
                 worker.close()
     finally:
         bases.close()
-    samples = [float(np.median(ratios[at : at + 20])) for at in range(0, len(ratios), 20)]
     what = f"one side over a bare loop, {runtime}, {1e3 * float(np.median(medians)):.2f} ms"
-    return Figure(what, "x", tuple(samples), 1.03)
+    samples = [np.median(ratios[at : at + 20], axis=0).tolist() for at in range(0, len(ratios), 20)]
+    return [
+        Figure(f"{kind} of {what}", "x", values, 1.03)
+        for kind, values in zip(("median", "mean"), zip(*samples, strict=True), strict=True)
+    ]
 
 
 FACTS = {"calls_a_turn": 1, "untimed": 1, "pinned": True, "overlapped": False, "cpus": (0,), "start_seconds": 0.0}
 FACTS |= {"wall_seconds": 1.0, "steal_share": None}
 
 
-def loop_seconds(worker: Worker, guess: float) -> float:
-    """Seconds a call of a loop that does nothing else, for 20 ms."""
+def bare_loop(worker: Worker, guess: float) -> tuple[float, float]:
+    """Median and mean seconds a call of a loop that does nothing else, for 20 ms."""
     calls = max(2, round(0.02 / guess))
-    return worker.ask(60.0, op="loop", calls=calls)["wall_ns"] * 1e-9 / calls
+    answer = worker.ask(60.0, op="loop", calls=calls)
+    return float(np.median(answer["calls_ns"])) * 1e-9, answer["wall_ns"] * 1e-9 / calls
 
 
 def a_block(runtime: str, milliseconds: float, cells: int, folder: Path, count: int) -> list[Figure]:
@@ -143,7 +147,7 @@ def figures(count: int, folder: Path) -> Iterator[Figure]:
     for runtime in power.RUNTIMES:
         yield from a_block(runtime, 1, 8, folder, count)
     for runtime, milliseconds in SIZES:
-        yield one_side(runtime, milliseconds, folder, 20 * count)
+        yield from one_side(runtime, milliseconds, folder, 20 * count)
 
 
 def main() -> None:

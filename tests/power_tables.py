@@ -87,14 +87,15 @@ def print_same(rows: dict[str, dict[str, Any]]) -> None:
     if not rows:
         return
     titles = ("ms", "parts, launches", "a comparison", "false alarms", "of drawn ones", "covered", "covered, drawn")
-    print_line("a network with itself", *titles, "least effect")
-    print_line("---", "--:", *["---"] * 6, "--:")
+    print_line("a network with itself", *titles, "finite population", "least effect")
+    print_line("---", "--:", *["---"] * 7, "--:")
     for name, row in rows.items():
         real, drawn = Tally(**row["real"]), Tally(**row["drawn"]) if row["drawn"] else None
         cells = (name, f"{row['milliseconds']:.2f}", f"{row['parts']}, {row['launches']}", shape_of(row))
         of_drawn = ("", "") if drawn is None else (bounded(drawn), f"{drawn.covered / drawn.count:.1%}")
         alarms, share = counted(real.false_alarms, real), percent(real.share(real.covered))
-        print_line(*cells, alarms, of_drawn[0], share, of_drawn[1], f"{row['minimum_detectable_effect']:.2%}")
+        effect = f"{row['minimum_detectable_effect']:.2%}"
+        print_line(*cells, alarms, of_drawn[0], share, of_drawn[1], finite([row]), effect)
     groups = {"alone": False, "beside a busy neighbour": True, "all together": None}
     for name, busy in groups.items():
         some = [row for row in rows.values() if busy is None or row["busy"] is busy]
@@ -103,7 +104,9 @@ def print_same(rows: dict[str, dict[str, Any]]) -> None:
             drawn = added([row["drawn"] for row in some if row["drawn"]])
             of_drawn = (bounded(drawn), f"{drawn.covered / drawn.count:.1%}")
             alarms, share = counted(whole.false_alarms, whole), percent(whole.share(whole.covered))
-            print_line(name, "", "", "", alarms, of_drawn[0] if drawn.count > 1 else "", share, of_drawn[1], "")
+            print_line(
+                name, "", "", "", alarms, of_drawn[0] if drawn.count > 1 else "", share, of_drawn[1], finite(some), ""
+            )
     whole = added([row["real"] for row in rows.values()])
     print(
         f"\nMean error {whole.bias:+.4%}, standard error of one comparison {whole.mean_error:.3%} (root mean square). "
@@ -151,6 +154,12 @@ def slower_of(tally: Tally) -> tuple[str, ...]:
 def counted(hits: int, tally: Tally) -> str:
     share = tally.share(hits)
     return f"{hits} of {tally.count:,} [{share.low:.2%}, {share.high:.2%}]"
+
+
+def finite(rows: Sequence[dict[str, Any]]) -> str:
+    """Coverage of drawn comparisons as those of a finite population."""
+    held, count = (sum(row["drawn, of a finite population"][at] for row in rows) for at in (0, 1))
+    return f"{held / count:.1%}" if count else ""
 
 
 def bounded(drawn: Tally) -> str:
