@@ -205,7 +205,13 @@ def _readable(machine: Machine) -> list[Finding]:
 def _devices(machine: Machine) -> list[Finding]:
     found: list[Finding] = []
     if not machine.devices:
-        return [_finding("devices", None, "no CUDA device can be read (that takes an NVIDIA driver, and pip install leanmark[cuda])")]
+        return [
+            _finding(
+                "devices",
+                None,
+                "no CUDA device can be read (that takes an NVIDIA driver, and pip install leanmark[cuda])",
+            )
+        ]
     for device in machine.devices:
         others = [str(pid) for pid in device.strangers]
         found.append(
