@@ -246,6 +246,7 @@ def test_the_technique_of_the_readme_works(results: dict[str, Result]):
     assert evidence.facts["halves"] == evidence.facts["weights"] > 0
 
 
+@pytest.mark.slow
 def test_only_one_split_beside_the_test_split_is_needed(project: Path):
     data = (project / "mypackage" / "data.py").read_text()
     (project / "mypackage" / "few.py").write_text(

@@ -32,6 +32,7 @@ def test_it_holds_what_is_needed_at_run_time(wheel: Path):
     assert wheel.stat().st_size < 8e6
 
 
+@pytest.mark.slow
 def test_it_runs_two_cells_in_a_clean_environment(wheel: Path, tmp_path: Path):
     """The environment is new; the libraries that it depends on are lent by path, not the package."""
     environment = tmp_path / "venv"

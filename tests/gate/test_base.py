@@ -295,6 +295,7 @@ def test_a_lock_file_that_differs_needs_an_environment_of_its_own(project: Proje
     assert "cannot run leanmark" in refused(project, 2, "--base", "one", "--base-python", "/bin/false")
 
 
+@pytest.mark.slow
 def test_a_package_that_was_installed_by_copying_cannot_be_both(project: Project, second: Change, tmp_path: Path):
     """What would run for the base is the head's copy, so there is nothing to compare."""
     installed = tmp_path / "site-packages"
