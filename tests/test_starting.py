@@ -1,34 +1,20 @@
 """What `leanmark init` and the action give a repository: it works, and it trusts nobody who need not be trusted."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from leanmark import __version__
+from playing import ROOT, STARTERS, commented, read, run_step, steps
 from running import leanmark
 
-ROOT = Path(__file__).resolve().parent.parent
-STARTERS = ROOT / "harness" / "leanmark" / "starters"
 PINNED = re.compile(r"^[\w.-]+/[\w./-]+@[0-9a-f]{40}$")
 WORKFLOWS = [STARTERS / "gate.yml", STARTERS / "pages.yml", ROOT / ".github" / "workflows" / "gate.yml"]
-
-
-def read(path: Path) -> Any:
-    return YAML(typ="safe").load(path.read_text())
-
-
-def steps(path: Path) -> Iterator[dict[str, Any]]:
-    document = read(path)
-    for job in document["jobs"].values() if "jobs" in document else [document["runs"]]:
-        yield from job["steps"]
 
 
 def test_init_writes_what_is_missing_and_nothing_else(tmp_path: Path):
@@ -95,21 +81,6 @@ SCRIPTS = [
     (STARTERS / "gate.yml", "comment.md", "<!-- gate/judge -->"),
     (ROOT / "action.yml", "leanmark.md", "<!-- gate/judge/leanmark-runs -->"),
 ]
-PLAY = """
-const calls = [];
-const comments = JSON.parse(process.argv[2]);
-const rest = {issues: {
-  listComments: null,
-  updateComment: async ({comment_id, body}) => calls.push([comment_id, body]),
-  createComment: async ({issue_number, body}) => calls.push([null, body]),
-}};
-const github = {rest, paginate: async () => comments};
-const context = {
-  repo: {owner: "o", repo: "r"}, issue: {number: 7}, serverUrl: "https://example.org", runId: 5,
-  workflow: "gate", job: "judge",
-};
-(async () => { SCRIPT })().then(() => console.log(JSON.stringify(calls)));
-"""
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run a workflow's script")
@@ -120,15 +91,10 @@ def test_the_comment_is_replaced_and_withdrawn(path: Path, file: str, mine: str,
         {"id": number, "user": {"type": kind}, "body": f"<!-- leanmark gate {text}\n### Passed"}
         for number, (kind, text) in enumerate(bodies, 1)
     ]
-    (script,) = (step["with"]["script"] for step in steps(path) if "script" in step.get("with", {}))
-    (tmp_path / "play.cjs").write_text(PLAY.replace("SCRIPT", script))
     (tmp_path / "temp").mkdir()
 
     def played(comments: list[dict[str, Any]]) -> list[tuple[int | None, str]]:
-        command = ["node", "play.cjs", json.dumps(comments)]
-        environment = {**os.environ, "RUNNER_TEMP": str(tmp_path / "temp"), "ARTIFACT": "leanmark-runs"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        return [(number, body) for number, body in json.loads(done.stdout)]
+        return commented(path, comments, tmp_path, tmp_path / "temp")
 
     (tmp_path / "temp" / file).write_text("<!-- leanmark gate mine -->\n### Failed: `mine`\n")
     shown = f"<!-- leanmark gate mine -->\n{mine}\n### Failed: `mine`\n"
@@ -222,7 +188,6 @@ def test_a_change_is_measured_beside_where_it_parted_and_a_missing_base_is_no_ne
     def measured() -> tuple[int, str, str]:
         branch = "main" if path.parent == STARTERS else "origin/main"
         environment = {
-            **os.environ,
             "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
             "BASE": branch,
             "SUITE": "leanmark.yaml",
@@ -230,8 +195,7 @@ def test_a_change_is_measured_beside_where_it_parted_and_a_missing_base_is_no_ne
             "GITHUB_OUTPUT": str(tmp_path / "output"),
         }
         (tmp_path / "output").write_text("")
-        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        done = run_step(script, work, **environment)
         return done.returncode, done.stdout, (tmp_path / "output").read_text()
 
     origin.mkdir()
