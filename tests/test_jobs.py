@@ -16,7 +16,7 @@ CHILD = """
 import contextlib, os, sys, threading, time
 
 from leanmark.channel import ChannelClosed, end_with_parent, inherited
-from leanmark.copies import is_single_threaded, make_copies
+from leanmark.copies import count_threads, make_copies
 
 
 def serve(channel, message):
@@ -38,7 +38,7 @@ with contextlib.suppress(ChannelClosed):
             time.sleep(60)
         if message["base"] == "has a thread":
             threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
-        if message["base"] == "is whole" or (message["base"] == "has a thread" and is_single_threaded()):
+        if message["base"] == "is whole" or (message["base"] == "has a thread" and count_threads() == 1):
             make_copies(channel, serve)
         os._exit(3)
     end_with_parent(channel)

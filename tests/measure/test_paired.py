@@ -10,8 +10,9 @@ from leanmark.host import available_cpus
 from leanmark.measure import paired
 from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
 from leanmark.measure.paired import calls_a_turn, measure
-from leanmark.measure.sides import Side, SideError, Worker
+from leanmark.measure.sides import Bases, Side, SideError, Worker
 from leanmark.measure.starts import paired_starts
+from leanmark.processes import Copy
 from leanmark.results import Status, Target
 from leanmark.stages import Delivery, Program, Split, save
 from leanmark.workloads import split_store
@@ -176,6 +177,20 @@ def test_a_launch_has_several_copies_where_there_is_time(folder: Path):
     (done,) = measure(sides, launches=1, seconds=0.3, cpus=available_cpus(), seed=1)
     assert sorted(set(done.copies)) == [0, 1, 2]
     assert done.facts.overlapped == (len(available_cpus()) > 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workers_are_copies_of_one_interpreter_whatever_their_threads(folder: Path, threads: int):
+    """A pool of numpy's own is no reason to start each of them anew."""
+    side = replace(real(folder, "one", "plain"), target=Target(threads=threads))
+    bases = Bases([side], available_cpus())
+    try:
+        worker = bases.worker(side, available_cpus())
+        worker.open()
+        assert isinstance(worker.child, Copy)
+        worker.close()
+    finally:
+        bases.close()
 
 
 def test_versions_of_one_program_need_no_call_before_a_long_one(folder: Path, monkeypatch: pytest.MonkeyPatch):

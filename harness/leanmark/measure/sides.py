@@ -120,7 +120,7 @@ class Bases:
             key = _base_key(side)
             if key not in self._bases:
                 opening = side.opening()
-                message = {"library": opening["library"], "loader": opening["loader"]}
+                message = {key: opening[key] for key in ("library", "loader", "threads")}
                 self._bases[key] = Base(_MODULE, message, threads=side.target.threads, code=side.code)
 
     def worker(self, side: Side, cpus: Sequence[int]) -> Worker:

@@ -24,7 +24,7 @@ from leanmark import modules
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.channel import PROTOCOL_VERSION, Channel, ChannelClosed, end_with_parent, inherited
-from leanmark.copies import is_single_threaded, make_copies
+from leanmark.copies import count_threads, make_copies
 from leanmark.host import peak_rss_bytes, rss_and_uss_bytes
 from leanmark.measure import energy
 
@@ -253,7 +253,8 @@ def main(descriptor: int, *paths: str) -> None:
         message = channel.receive()
         if message["op"] == "base":
             _import(message)
-            if is_single_threaded():  # a thread that is forked away may hold a lock for ever
+            # A thread that is forked away may hold a lock for ever. numpy's own pool, of so many, begins anew in forks.
+            if count_threads() <= message["threads"]:
                 make_copies(channel, _serve)
         else:
             end_with_parent(channel)

@@ -14,7 +14,7 @@ from typing import Any
 
 from leanmark import modules, registry
 from leanmark.channel import Channel, ChannelClosed, end_with_parent, inherited
-from leanmark.copies import is_single_threaded, make_copies
+from leanmark.copies import count_threads, make_copies
 from leanmark.errors import LeanmarkError, NotApplicable, StorageFull
 from leanmark.jsonable import from_json, to_json
 from leanmark.prepare import origins
@@ -50,7 +50,7 @@ def main(descriptor: int, *paths: str) -> None:
         message = channel.receive()
         if message.get("op") == "base":
             _import(exporting=message["exports"])
-            if is_single_threaded():  # a thread that is forked away may hold a lock for ever
+            if count_threads() == 1:  # a thread that is forked away may hold a lock for ever
                 make_copies(channel, _serve)
             return
         end_with_parent(channel)
