@@ -6,10 +6,16 @@ JSON header, and the payload. Each tensor is stored by one codec:
 raw      its bytes, C order, little-endian
 palette  its distinct values once (the codebook), then one index an element,
          bit-packed, most significant bit first; ceil(log2(codebook size)) bits
+bitmask  one bit an element that tells whether it is zero, then what is not, as it is or,
+         where that is smaller, by a palette of its own
+huffman  the codebook of what is not zero, how often each value and each gap of zeros
+         occurs, and both sequences in Huffman's code
+ans      the codebook, how often each value occurs, and the sequence of indices by
+         asymmetric numeral systems, which also takes less than a bit an element
 
-`pack` takes for each tensor whichever is smaller and proves by decoding that
-nothing was lost. Decoding treats its input as untrusted: every length is checked
-before anything is allocated.
+`pack` takes for each tensor the smallest of raw, palette and the coding that was asked
+for, and proves by decoding that nothing was lost. Decoding treats its input as untrusted:
+every length is checked before anything is allocated.
 """
 
 from __future__ import annotations
@@ -17,13 +23,15 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
+from leanmark import entropy
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
 
+Coding = Literal["palette", "bitmask", "huffman", "ans"]
 MAGIC = b"LMPACK1\n"
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSOR_BYTES = 4 * 2**30
@@ -31,10 +39,13 @@ MAX_PALETTE = 2**16
 _DTYPES = frozenset(
     ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 )
+# What a tensor's entry may say beside its name, dtype, shape, codec and bytes; all of them counts.
+_COUNTS = ("palette", "nonzero", "gaps", "gap_bytes")
+_Coded = tuple[dict[str, int], bytes]
 
 
-def pack(tensors: Mapping[str, Array]) -> bytes:
-    """Encode named tensors losslessly, each by its smallest codec.
+def pack(tensors: Mapping[str, Array], coding: Coding = "palette") -> bytes:
+    """Encode named tensors losslessly, each by the smallest of raw, palette and `coding`.
 
     Raises ValueError for a dtype that the format does not know.
     """
@@ -44,18 +55,9 @@ def pack(tensors: Mapping[str, Array]) -> bytes:
         array = np.ascontiguousarray(tensors[name]).reshape(np.shape(tensors[name]))
         if array.dtype.name not in _DTYPES:
             raise ValueError(f"tensor '{name}' has dtype {array.dtype.name}, which a packed file cannot hold")
-        entry: dict[str, Any] = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "codec": "raw"}
-        chunk = _to_bytes(array)
-        palette = _palette(array)
-        if palette is not None:
-            codebook, indices = palette
-            bits = index_bits(codebook.size)
-            encoded = _to_bytes(codebook) + pack_indices(indices, bits)
-            if len(encoded) < len(chunk):
-                entry |= {"codec": "palette", "palette": int(codebook.size)}
-                chunk = encoded
-        entry["bytes"] = len(chunk)
-        header.append(entry)
+        codec, fields, chunk = _smallest(array, coding)
+        entry: dict[str, Any] = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "codec": codec}
+        header.append(entry | fields | {"bytes": len(chunk)})
         payload.append(chunk)
     head = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     packed = b"".join([MAGIC, struct.pack("<I", len(head)), head, *payload])
@@ -73,17 +75,165 @@ def unpack(packed: bytes) -> dict[str, Array]:
             raise InvalidInput(f"packed weights end inside tensor '{name}'")
         chunk = packed[offset : offset + size]
         offset += size
-        count = math.prod(shape)
-        if codec == "raw":
-            if size != count * dtype.itemsize:
-                raise InvalidInput(f"tensor '{name}' holds {size} bytes, its shape asks for {count * dtype.itemsize}")
-            flat = np.frombuffer(chunk, dtype=dtype)
-        else:
-            flat = _decode_palette(name, chunk, entry.get("palette"), dtype, count)
+        fields = {key: _count(name, entry, key) for key in _COUNTS}
+        flat = _DECODERS[codec](_Chunk(name, chunk), fields, dtype, math.prod(shape))
         tensors[name] = flat.reshape(shape).copy()
     if offset != len(packed):
         raise InvalidInput(f"packed weights have {len(packed) - offset} bytes too many")
     return tensors
+
+
+class _Chunk:
+    """The bytes of one tensor, taken piece by piece from the front."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name, self.content, self.at = name, content, 0
+
+    def take(self, size: int) -> bytes:
+        if size < 0 or self.at + size > len(self.content):
+            raise InvalidInput(f"tensor '{self.name}' is shorter than what it should hold")
+        piece = self.content[self.at : self.at + size]
+        self.at += size
+        return piece
+
+    def array(self, dtype: Any, count: int) -> Array:
+        kind = np.dtype(dtype)
+        return np.frombuffer(self.take(count * kind.itemsize), dtype=kind)
+
+    def rest(self) -> bytes:
+        return self.take(len(self.content) - self.at)
+
+    def end(self) -> None:
+        if self.at != len(self.content):
+            raise InvalidInput(f"tensor '{self.name}' has {len(self.content) - self.at} bytes too many")
+
+
+# --- tensors ------------------------------------------------------------------------
+
+
+def _smallest(array: Array, coding: Coding) -> tuple[str, dict[str, int], bytes]:
+    found: list[tuple[str, dict[str, int], bytes]] = [("raw", {}, _to_bytes(array))]
+    for codec in dict.fromkeys(("palette", coding)):
+        coded = _ENCODERS[codec](array.reshape(-1))
+        if coded is not None:
+            found.append((codec, *coded))
+    return min(found, key=lambda item: len(item[2]) + len(json.dumps(item[1])))
+
+
+def _encode_palette(flat: Array) -> _Coded | None:
+    palette = _palette(flat)
+    if palette is None:
+        return None
+    codebook, indices = palette
+    return {"palette": int(codebook.size)}, _to_bytes(codebook) + pack_indices(indices, index_bits(codebook.size))
+
+
+def _decode_palette(chunk: _Chunk, fields: Mapping[str, int], dtype: np.dtype[Any], count: int) -> Array:
+    size = _palette_size(chunk, fields)
+    codebook = chunk.array(dtype, size)
+    bits = index_bits(size)
+    indices = unpack_indices(chunk.take((count * bits + 7) // 8), bits, count)
+    chunk.end()
+    if indices.size and int(indices.max()) >= size:
+        raise InvalidInput(f"tensor '{chunk.name}' has an index beyond its codebook")
+    return codebook[indices]
+
+
+def _decode_raw(chunk: _Chunk, _: Mapping[str, int], dtype: np.dtype[Any], count: int) -> Array:
+    if len(chunk.content) != count * dtype.itemsize:
+        wanted = count * dtype.itemsize
+        raise InvalidInput(f"tensor '{chunk.name}' holds {len(chunk.content)} bytes, its shape asks for {wanted}")
+    return chunk.array(dtype, count)
+
+
+def _encode_bitmask(flat: Array) -> _Coded | None:
+    if not flat.size or flat.dtype.name == "bool":
+        return None
+    kept = _patterns(flat) != 0
+    values = flat[kept]
+    coded, raw = _encode_palette(values), _to_bytes(values)
+    fields, body = coded if coded is not None and len(coded[1]) < len(raw) else ({"palette": 0}, raw)
+    return {**fields, "nonzero": int(values.size)}, np.packbits(kept).tobytes() + body
+
+
+def _decode_bitmask(chunk: _Chunk, fields: Mapping[str, int], dtype: np.dtype[Any], count: int) -> Array:
+    kept = np.unpackbits(np.frombuffer(chunk.take((count + 7) // 8), dtype=np.uint8), count=count).astype(bool)
+    nonzero = int(kept.sum())
+    if nonzero != fields["nonzero"]:
+        raise InvalidInput(f"tensor '{chunk.name}' has {nonzero} places for {fields['nonzero']} values")
+    found = np.zeros(count, dtype=dtype)
+    body = _Chunk(chunk.name, chunk.rest())
+    found[kept] = (_decode_palette if fields["palette"] else _decode_raw)(body, fields, dtype, nonzero)
+    return found
+
+
+def _encode_ans(flat: Array) -> _Coded | None:
+    palette = _palette(flat)
+    if palette is None:
+        return None
+    codebook, indices = palette
+    counts = np.bincount(indices, minlength=codebook.size)
+    stream = entropy.ans_encode(indices, counts)
+    return {"palette": int(codebook.size)}, _to_bytes(codebook) + _pack_counts(counts) + stream
+
+
+def _decode_ans(chunk: _Chunk, fields: Mapping[str, int], dtype: np.dtype[Any], count: int) -> Array:
+    size = _palette_size(chunk, fields)
+    codebook, counts = chunk.array(dtype, size), _counts_of(chunk, size, count)
+    return codebook[entropy.ans_decode(_words(chunk, len(chunk.content) - chunk.at), counts, count)]
+
+
+def _encode_huffman(flat: Array) -> _Coded | None:
+    if not flat.size or flat.dtype.name == "bool":
+        return None
+    positions = np.flatnonzero(_patterns(flat))
+    gaps = entropy.gaps_of(positions)
+    palette = _palette(flat[positions])
+    if palette is None or gaps.size > entropy.MAX_HUFFMAN_SYMBOLS:
+        return None
+    codebook, indices = palette
+    gap_counts = np.bincount(gaps, minlength=2**entropy.GAP_BITS)
+    value_counts = np.bincount(indices, minlength=codebook.size)
+    gap_stream = entropy.huffman_encode(gaps, gap_counts)
+    fields = {"palette": int(codebook.size), "nonzero": int(positions.size), "gaps": int(gaps.size)}
+    tables = _to_bytes(codebook) + _pack_counts(value_counts) + _pack_counts(gap_counts)
+    values = entropy.huffman_encode(indices, value_counts)
+    return {**fields, "gap_bytes": len(gap_stream)}, tables + gap_stream + values
+
+
+def _decode_huffman(chunk: _Chunk, fields: Mapping[str, int], dtype: np.dtype[Any], count: int) -> Array:
+    size, nonzero = _palette_size(chunk, fields), fields["nonzero"]
+    if not nonzero <= fields["gaps"] <= count:
+        raise InvalidInput(f"tensor '{chunk.name}' has {fields['gaps']} gaps for {nonzero} of {count} values")
+    codebook = chunk.array(dtype, size)
+    value_counts = _counts_of(chunk, size, nonzero)
+    gap_counts = _counts_of(chunk, 2**entropy.GAP_BITS, fields["gaps"])
+    gaps = entropy.huffman_decode(_words(chunk, fields["gap_bytes"]), gap_counts, fields["gaps"])
+    indices = entropy.huffman_decode(_words(chunk, len(chunk.content) - chunk.at), value_counts, nonzero)
+    positions = entropy.positions_of(gaps)
+    if positions.size != nonzero or (positions.size and int(positions[-1]) >= count):
+        raise InvalidInput(f"tensor '{chunk.name}' has values beyond its shape")
+    found = np.zeros(count, dtype=dtype)
+    found[positions] = codebook[indices]
+    return found
+
+
+_ENCODERS: dict[str, Callable[[Array], _Coded | None]] = {
+    "palette": _encode_palette,
+    "bitmask": _encode_bitmask,
+    "huffman": _encode_huffman,
+    "ans": _encode_ans,
+}
+_DECODERS: dict[str, Callable[[_Chunk, Mapping[str, int], np.dtype[Any], int], Array]] = {
+    "raw": _decode_raw,
+    "palette": _decode_palette,
+    "bitmask": _decode_bitmask,
+    "huffman": _decode_huffman,
+    "ans": _decode_ans,
+}
+
+
+# --- parts of tensors ---------------------------------------------------------------
 
 
 def index_bits(palette_size: int) -> int:
@@ -109,29 +259,58 @@ def unpack_indices(packed: bytes, bits: int, count: int) -> Array:
     return (table * weights).sum(axis=1, dtype=np.uint32)
 
 
-def _palette(array: Array) -> tuple[Array, Array] | None:
-    if array.size == 0 or array.dtype.name == "bool":
+def _patterns(flat: Array) -> Array:
+    """Bit patterns, not values: keeps -0.0 and every NaN as it is."""
+    return flat.view(f"u{flat.dtype.itemsize}")
+
+
+def _palette(flat: Array) -> tuple[Array, Array] | None:
+    if flat.size == 0 or flat.dtype.name == "bool":
         return None
-    # Bit patterns, not values: keeps -0.0 and every NaN as it is.
-    patterns = array.reshape(-1).view(f"u{array.dtype.itemsize}")
-    codebook, indices = np.unique(patterns, return_inverse=True)
+    codebook, indices = np.unique(_patterns(flat), return_inverse=True)
     if codebook.size > MAX_PALETTE:
         return None
-    return codebook.view(array.dtype), indices.reshape(-1)
+    return codebook.view(flat.dtype), indices.reshape(-1)
 
 
-def _decode_palette(name: str, chunk: bytes, palette: Any, dtype: np.dtype[Any], count: int) -> Array:
-    if type(palette) is not int or not 1 <= palette <= MAX_PALETTE:
-        raise InvalidInput(f"tensor '{name}' has no valid codebook")
-    bits = index_bits(palette)
-    head = palette * dtype.itemsize
-    if len(chunk) != head + (count * bits + 7) // 8:
-        raise InvalidInput(f"tensor '{name}' does not hold {count} indices of {bits} bits")
-    codebook = np.frombuffer(chunk[:head], dtype=dtype)
-    indices = unpack_indices(chunk[head:], bits, count)
-    if indices.size and int(indices.max()) >= palette:
-        raise InvalidInput(f"tensor '{name}' has an index beyond its codebook")
-    return codebook[indices]
+def _palette_size(chunk: _Chunk, fields: Mapping[str, int]) -> int:
+    if not 1 <= fields["palette"] <= MAX_PALETTE:
+        raise InvalidInput(f"tensor '{chunk.name}' has no valid codebook")
+    return fields["palette"]
+
+
+def _pack_counts(counts: Array) -> bytes:
+    """How often each symbol occurs, seven bits a byte, the lowest first, the last byte's highest bit clear (LEB128)."""
+    packed = bytearray()
+    for count in counts.tolist():
+        while count > 0x7F:
+            packed.append(count & 0x7F | 0x80)
+            count >>= 7
+        packed.append(count)
+    return bytes(packed)
+
+
+def _counts_of(chunk: _Chunk, size: int, total: int) -> Array:
+    """The inverse of `_pack_counts`. Raises InvalidInput unless they add up to `total`."""
+    counts = np.zeros(size, dtype=np.int64)
+    for number in range(size):
+        for shift in range(0, 35, 7):
+            (byte,) = chunk.take(1)
+            counts[number] |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+    if int(counts.sum()) != total:
+        raise InvalidInput(f"tensor '{chunk.name}' counts {int(counts.sum())} symbols, not {total}")
+    return counts
+
+
+def _words(chunk: _Chunk, size: int) -> bytes:
+    if size % 4:
+        raise InvalidInput(f"tensor '{chunk.name}' holds {size} bytes of code, which are no whole words")
+    return chunk.take(size)
+
+
+# --- the file -----------------------------------------------------------------------
 
 
 def _read_header(packed: bytes) -> tuple[list[Any], int]:
@@ -162,7 +341,7 @@ def _checked(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...], str, int]
         and isinstance(shape, list)
         and len(shape) <= 32
         and all(type(side) is int and side >= 0 for side in shape)
-        and codec in ("raw", "palette")
+        and codec in _DECODERS
         and type(size) is int
         and size >= 0
     )
@@ -172,6 +351,13 @@ def _checked(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...], str, int]
     if math.prod(sides) * max(kind.itemsize, 8) > MAX_TENSOR_BYTES:
         raise InvalidInput(f"tensor '{name}' of the packed weights is larger than {MAX_TENSOR_BYTES} bytes")
     return str(name), kind, sides, str(codec), int(size or 0)
+
+
+def _count(name: str, entry: Mapping[str, Any], key: str) -> int:
+    value = entry.get(key, 0)
+    if type(value) is not int or not 0 <= value <= MAX_TENSOR_BYTES:
+        raise InvalidInput(f"tensor '{name}' of the packed weights has no valid {key}")
+    return value
 
 
 def _to_bytes(array: Array) -> bytes:
