@@ -24,6 +24,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from leanmark import entropy
@@ -81,6 +82,23 @@ def unpack(packed: bytes) -> dict[str, Array]:
     if offset != len(packed):
         raise InvalidInput(f"packed weights have {len(packed) - offset} bytes too many")
     return tensors
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one tensor lies in a packed file; bytes without its entry in the header."""
+
+    name: str
+    codec: str
+    elements: int
+    bytes: int
+
+
+def described(packed: bytes) -> list[Stored]:
+    """What `unpack` would decode, without decoding it. Raises InvalidInput."""
+    header, _ = _read_header(packed)
+    found = map(_checked, header)
+    return [Stored(name, codec, math.prod(shape), size) for name, _, shape, codec, size in found]
 
 
 class _Chunk:

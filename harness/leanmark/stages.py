@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from leanmark import codecs
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
+from leanmark.codecs import Coding
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.jsonable import canonical_json
 
@@ -40,10 +41,17 @@ class Delivery:
 
     packed: weights lie in a file of packed weights that is decoded when loaded.
     slowdown: the fraction by which every call is made to last longer (the positive control).
+    coding: how packed weights are written where that is smallest.
     """
 
     packed: bool = False
     slowdown: float = 0.0
+    coding: Coding = "palette"
+
+    def as_json(self) -> dict[str, Any]:
+        """For a manifest; without what is as always."""
+        found: dict[str, Any] = {"packed": self.packed, "slowdown": self.slowdown}
+        return found if self.coding == "palette" else {**found, "coding": self.coding}
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,7 @@ def save(stage: TorchModel | Program, root: Path) -> Artifact:
     manifest = {
         "format": ARTIFACT_FORMAT,
         "stage": stage.stage_name,
-        "delivery": {"packed": stage.delivery.packed, "slowdown": stage.delivery.slowdown},
+        "delivery": stage.delivery.as_json(),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **extra,
     }
@@ -264,7 +272,7 @@ def _torch_files(model: TorchModel) -> tuple[dict[str, bytes], dict[str, Any]]:
         seen[identity] = name
         tensors[name] = np.ascontiguousarray(tensor.detach().cpu().numpy())
     if model.delivery.packed:
-        files = {"weights.packed": codecs.pack(tensors)}
+        files = {"weights.packed": codecs.pack(tensors, model.delivery.coding)}
     else:
         files = {"weights.safetensors": safetensors.numpy.save(tensors)}
     extra = {"builder": model.builder, "config": dict(model.config), "modules": changed, "aliases": aliases}
@@ -315,7 +323,8 @@ def _program_files(program: Program) -> dict[str, bytes]:
         for key, value in (("location", "weights.packed"), ("offset", "0"), ("length", str(array.nbytes))):
             stub.external_data.add(key=key, value=value)
         tensor.CopyFrom(stub)
-    return {"model.onnx": proto.SerializeToString(deterministic=True), "weights.packed": codecs.pack(packed)}
+    weights = codecs.pack(packed, program.delivery.coding)
+    return {"model.onnx": proto.SerializeToString(deterministic=True), "weights.packed": weights}
 
 
 def strip_provenance(proto: ModelProto) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -27,6 +27,8 @@ from leanmark.weights import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Scope = Literal["global", "layer"]
+Scores = Callable[[str, "nn.Parameter"], Array]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 # How far the sparsity counted may be from the one asked for.
 SPARSITY_TOLERANCE = 0.001
@@ -36,29 +38,47 @@ _EXAMPLES = 2
 # --- single weights ----------------------------------------------------------------------
 
 
-def sparsity_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """Zeros counted in the final artifact's weight tensors."""
+def sparsity_of(name: str, artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Zeros counted in the final artifact's weight tensors, for the step `name`."""
     weights = weight_tensors(artifact)
     zeros, total, asked = count_zeros(weights), count_elements(weights), float(params["sparsity"])
     if not total:
-        return Evidence("prune.magnitude", False, {}, "the final artifact has no weight tensors")
+        return Evidence(name, False, {}, "the final artifact has no weight tensors")
     found = zeros / total
     facts = {"sparsity": round(found, 6), "zeros": zeros, "weights": total}
     # Of a few hundred weights no whole number may lie within the tolerance.
     tolerance = max(SPARSITY_TOLERANCE * total, 0.5)
     if zeros < asked * total - tolerance:
         reason = f"{found:.2%} of the weights are zero, not {asked:.2%}: a later step did not keep them at zero"
-        return Evidence("prune.magnitude", False, facts, reason)
+        return Evidence(name, False, facts, reason)
     # Rounding to integers makes more zeros, which takes nothing from what pruning did.
     if zeros > asked * total + tolerance and not is_quantized(weights):
-        return Evidence("prune.magnitude", False, facts, f"{found:.2%} of the weights are zero, more than {asked:.2%}")
-    return Evidence("prune.magnitude", True, facts)
+        return Evidence(name, False, facts, f"{found:.2%} of the weights are zero, more than {asked:.2%}")
+    return Evidence(name, True, facts)
+
+
+def zero_least(module: nn.Module, scores: Scores, sparsity: float, scope: Scope) -> None:
+    """Set the weights of lowest score to zero, exactly so many that their share is `sparsity`.
+
+    scores: of each weight tensor by name, shape (weights,). Raises NotApplicable without weight tensors,
+    PreparationError where a weight is NaN or infinite.
+    """
+    weights = weight_parameters(module)
+    if not weights:
+        raise NotApplicable("this model has no weight tensor to prune")
+    found = [scores(name, weight) for name, weight in weights.items()]
+    masks = _smallest_of_all(found, sparsity) if scope == "global" else list(_smallest_of_each(found, sparsity))
+    for weight, mask in zip(weights.values(), masks, strict=True):
+        _set_to_zero(weight, mask)
+
+
+def sparsity_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Zeros counted in the final artifact's weight tensors."""
+    return sparsity_of("prune.magnitude", artifact, params)
 
 
 @step("prune.magnitude", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=sparsity_reached)
-def magnitude(
-    model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Literal["global", "layer"] = "global"
-) -> TorchModel:
+def magnitude(model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Scope = "global") -> TorchModel:
     """Set the weights of smallest magnitude to zero.
 
     sparsity: share of the weights set to zero, 0 <= sparsity < 1. Exactly that many are,
@@ -74,16 +94,32 @@ def magnitude(
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural
     Networks.
     """
-    weights = weight_parameters(model.module)
-    if not weights:
-        raise NotApplicable("this model has no weight tensor to prune")
-    magnitudes = [np.abs(finite_values(name, weight)) for name, weight in weights.items()]
-    if scope == "global":
-        masks = _smallest_of_all(magnitudes, sparsity)
-    else:
-        masks = list(_smallest_of_each(magnitudes, sparsity))
-    for weight, mask in zip(weights.values(), masks, strict=True):
-        _set_to_zero(weight, mask)
+    zero_least(model.module, lambda name, weight: np.abs(finite_values(name, weight)), sparsity, scope)
+    return model.with_module(model.module)
+
+
+def random_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Zeros counted in the final artifact's weight tensors."""
+    return sparsity_of("prune.random", artifact, params)
+
+
+@step("prune.random", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=random_reached)
+def at_random(model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Scope = "global") -> TorchModel:
+    """Set weights drawn by lot to zero: what a criterion has to beat.
+
+    sparsity: share of the weights set to zero, 0 <= sparsity < 1; weights that are zero go first.
+    scope: `global` draws from the weights of all layers together; `layer` takes the same share of each.
+    Evidence: zeros counted in the final artifact; ineffective when their share is more than 0.001 from the one
+    asked for.
+    Source: Blalock et al. 2020, What is the State of Neural Network Pruning? (random pruning as baseline).
+    """
+    random = np.random.default_rng(int(ctx.generator("prune.random").initial_seed()))
+
+    def lots(name: str, weight: nn.Parameter) -> Array:
+        values = finite_values(name, weight)
+        return np.where(values == 0, -1.0, random.random(values.size))
+
+    zero_least(model.module, lots, sparsity, scope)
     return model.with_module(model.module)
 
 

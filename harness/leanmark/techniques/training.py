@@ -72,10 +72,10 @@ def fit(
     batch_size = min(batch_size, count)
     total = max(1, round(epochs * count / batch_size))
     report_every = max(1, total // _REPORTS)
-    criterion = _criterion(loss, label_smoothing)
+    criterion = criterion_of(loss, label_smoothing)
 
     with _training(module, generator) as channels_last:
-        inputs, targets = _tensors(train, loss)
+        inputs, targets = tensors_of(train, loss)
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         for number, chosen in enumerate(_batches(count, batch_size, total, generator)):
             for group in optimizer.param_groups:
@@ -153,7 +153,7 @@ def _lay_out(module: nn.Module, memory_format: Any) -> None:
             parameter.data = torch.empty_like(parameter.data, memory_format=memory_format).copy_(parameter.data)
 
 
-def _tensors(train: Split, loss: Loss) -> tuple[list[Tensor], Tensor]:
+def tensors_of(train: Split, loss: Loss) -> tuple[list[Tensor], Tensor]:
     import torch
 
     inputs = [torch.from_numpy(array.copy()) for array in train.inputs.values()]
@@ -187,7 +187,7 @@ def _rate(number: int, total: int) -> float:
     return position / WARM_UP if position < WARM_UP else (1 - position) / (1 - WARM_UP)
 
 
-def _criterion(loss: Loss, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+def criterion_of(loss: Loss, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
     from torch.nn import functional
 
     if loss == "cross_entropy":
@@ -291,7 +291,7 @@ def finetune(
     Source: Han et al. 2015, Learning both Weights and Connections; Han et al. 2016,
     Deep Compression, section 3 (gradients of shared weights).
     """
-    after_backward, after_step = _keeping(model.module, preserve)
+    after_backward, after_step = keeping(model.module, preserve)
     fit(
         model.module,
         ctx.split("train"),
@@ -308,7 +308,7 @@ def finetune(
     return model.with_module(model.module)
 
 
-def _keeping(module: nn.Module, preserve: tuple[Preserve, ...]) -> tuple[Hook | None, Hook | None]:
+def keeping(module: nn.Module, preserve: tuple[Preserve, ...]) -> tuple[Hook | None, Hook | None]:
     """What to do with gradients and with weights so that nothing asked for is lost."""
     weights = list(weight_parameters(module).values())
     masks = _masks(weights) if "sparsity" in preserve else []

@@ -1,0 +1,125 @@
+"""Coding: what pruning and clustering left is written in fewer bits, and decoded when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from leanmark import codecs, entropy
+from leanmark.arrays import numpy as np
+from leanmark.codecs import Coding
+from leanmark.registry import ANY_STAGE, step
+from leanmark.results import Evidence
+from leanmark.stages import Artifact, Context, Program, TorchModel
+
+
+def _coded(artifact: Artifact, name: str, coding: Coding) -> Evidence:
+    """Which tensors of the final artifact's file are coded so, and how many bits they take."""
+    path = artifact.root / "weights.packed"
+    if not path.exists():
+        return Evidence(name, False, {}, "the final artifact's weights lie in no packed file")
+    packed = path.read_bytes()
+    stored, tensors = codecs.described(packed), codecs.unpack(packed)
+    by_codec = {item.codec: 0 for item in stored}
+    for item in stored:
+        by_codec[item.codec] += item.elements
+    own = [item for item in stored if item.codec == coding]
+    elements, taken = sum(item.elements for item in own), sum(item.bytes for item in own)
+    ideal = sum(_entropy_bits(tensors[item.name]) for item in own)
+    facts: dict[str, Any] = {
+        "elements_by_codec": by_codec,
+        "bits_per_element": round(8 * taken / elements, 4) if elements else None,
+        "entropy_bits_per_element": round(ideal / elements, 4) if elements else None,
+        "file_bytes": len(packed),
+    }
+    if not own:
+        reason = f"no tensor of the file is smaller as {coding}: {', '.join(sorted(by_codec)) or 'there is none'}"
+        return Evidence(name, False, facts, reason)
+    return Evidence(name, True, facts)
+
+
+def _entropy_bits(array: Any) -> float:
+    _, counts = np.unique(array, return_counts=True)
+    return entropy.entropy_bits(counts)
+
+
+def sparse_coded(artifact: Artifact, _: Mapping[str, Any]) -> Evidence:
+    """Tensors that lie in the final file as a bit mask and what is not zero."""
+    return _coded(artifact, "encode.sparse", "bitmask")
+
+
+def huffman_coded(artifact: Artifact, _: Mapping[str, Any]) -> Evidence:
+    """Tensors that lie in the final file in Huffman's code."""
+    return _coded(artifact, "encode.huffman", "huffman")
+
+
+def ans_coded(artifact: Artifact, _: Mapping[str, Any]) -> Evidence:
+    """Tensors that lie in the final file by asymmetric numeral systems."""
+    return _coded(artifact, "encode.ans", "ans")
+
+
+def _with(stage: TorchModel | Program, coding: Coding) -> TorchModel | Program:
+    return replace(stage, delivery=replace(stage.delivery, packed=True, coding=coding))
+
+
+@step(
+    "encode.sparse",
+    family="coding",
+    consumes=ANY_STAGE,
+    produces=None,
+    evidence=sparse_coded,
+    exact=0.0,
+    libraries=("numpy",),
+)
+def sparse(stage: TorchModel | Program, ctx: Context) -> TorchModel | Program:
+    """Store each weight tensor as one bit an element that says whether it is zero, and what is not zero.
+
+    What is not zero lies there as it is, or, where it has few distinct values, as indices into a
+    codebook. Tensors that are smaller otherwise are stored otherwise. The file is decoded whenever it is
+    loaded: it is smaller, memory and speed are as before.
+    Evidence: tensors of the final file that are stored so, and bits an element.
+    Source: Han et al. 2015, Learning both Weights and Connections (sparse storage).
+    """
+    return _with(stage, "bitmask")
+
+
+@step(
+    "encode.huffman",
+    family="coding",
+    consumes=ANY_STAGE,
+    produces=None,
+    evidence=huffman_coded,
+    exact=0.0,
+    libraries=("numpy", "constriction"),
+)
+def huffman(stage: TorchModel | Program, ctx: Context) -> TorchModel | Program:
+    """Store each weight tensor as its values that are not zero and the gaps of zeros before them, in Huffman's code.
+
+    Gaps have 8 bits; longer ones are written as several. Codebook and how often each symbol occurs are
+    part of the file. Tensors that are smaller otherwise are stored otherwise. Decoded whenever it is loaded.
+    Evidence: tensors of the final file that are coded so, bits an element, and the entropy of its values.
+    Source: Han, Mao, Dally 2016, Deep Compression; Huffman 1952.
+    """
+    return _with(stage, "huffman")
+
+
+@step(
+    "encode.ans",
+    family="coding",
+    consumes=ANY_STAGE,
+    produces=None,
+    evidence=ans_coded,
+    exact=0.0,
+    libraries=("numpy", "constriction"),
+)
+def ans(stage: TorchModel | Program, ctx: Context) -> TorchModel | Program:
+    """Store each weight tensor as indices into its codebook, zeros among them, by asymmetric numeral systems.
+
+    A value takes as many bits as it holds information, less than one where most weights are zero. Codebook
+    and how often each value occurs are part of the file. Tensors that are smaller otherwise are stored
+    otherwise. Decoded whenever it is loaded.
+    Evidence: tensors of the final file that are coded so, bits an element, and the entropy of its values.
+    Source: Duda 2013, Asymmetric Numeral Systems.
+    """
+    return _with(stage, "ans")
