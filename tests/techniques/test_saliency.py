@@ -144,3 +144,48 @@ def test_stored_again_they_are_the_same(tmp_path: Path):
     back = stored(model, tmp_path / "model").load()
     assert isinstance(back, TorchModel)
     assert all(np.array_equal(a, b) for a, b in zip(weights(model), weights(back), strict=True))
+
+
+# --- patterns and biases -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (1, 2)])
+def test_of_every_group_the_largest_stay(n: int, m: int, tmp_path: Path):
+    before, model = weights(lenet_5()), apply("prune.nm", lenet_5(), n=n, m=m)
+    for one, other in zip(before, weights(model), strict=True):
+        rows, kept = one.reshape(len(one), -1), other.reshape(len(one), -1)
+        whole = rows.shape[1] // m * m
+        assert np.array_equal(rows[:, whole:], kept[:, whole:])
+        groups, left = np.abs(rows[:, :whole]).reshape(-1, m), kept[:, :whole].reshape(-1, m)
+        assert ((left != 0).sum(axis=1) == n).all()
+        assert np.allclose(np.sort(groups, axis=1)[:, m - n :], np.sort(np.abs(left), axis=1)[:, m - n :])
+    assert evidence("prune.nm", model, tmp_path, n=n, m=m).effective
+    (tmp_path / "plain").mkdir()
+    assert "a later step filled them" in evidence("prune.nm", lenet_5(), tmp_path / "plain", n=n, m=m).reason
+
+
+def test_a_pattern_shows_on_programs_too(tmp_path: Path):
+    model = apply("export.onnx", apply("prune.nm", mlp((40, 20)), n=2, m=4))
+    assert evidence("prune.nm", model, tmp_path, n=2, m=4).effective
+
+
+def test_a_pattern_that_takes_nothing_is_refused():
+    with pytest.raises(PreparationError, match="leaves every weight"):
+        apply("prune.nm", mlp(), n=4, m=4)
+
+
+@pytest.mark.parametrize(("amount", "zeros"), [(3, 3), (0.5, 35)])
+def test_biases_go_by_count_or_by_share(amount: float, zeros: int, tmp_path: Path):
+    model = apply("prune.bias", mlp((40, 20)), amount=amount)  # 40 + 20 + 10 of them
+    found = [p.detach().numpy() for p in model.module.parameters() if p.dim() == 1]
+    assert sum(int((array == 0).sum()) for array in found) == zeros
+    shown = evidence("prune.bias", model, tmp_path, amount=amount)
+    assert shown.effective
+    assert shown.facts == {"biases": 70, "zeros": zeros}
+
+
+def test_more_biases_than_there_are_and_none_at_all():
+    with pytest.raises(PreparationError, match="71 of 70"):
+        apply("prune.bias", mlp((40, 20)), amount=71)
+    with pytest.raises(NotApplicable, match="no layer with a bias"):
+        apply("prune.bias", TorchModel(nn.Sequential(nn.Linear(9, 9, bias=False)), "unused:unused"), amount=1)

@@ -1,16 +1,15 @@
-"""Pruning: weights set to zero, and channels that are really removed."""
+"""Pruning of single weights: which are set to zero, by magnitude, by lot, in patterns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import NotApplicable, PreparationError
-from leanmark.graphs import quiet
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, TorchModel
@@ -19,23 +18,18 @@ from leanmark.weights import (
     count_zeros,
     finite_values,
     is_quantized,
-    shared_parameters,
     weight_parameters,
     weight_tensors,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 Scope = Literal["global", "layer"]
 Scores = Callable[[str, "nn.Parameter"], Array]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 # How far the sparsity counted may be from the one asked for.
 SPARSITY_TOLERANCE = 0.001
-# Two examples: a batch of one hides which axis is the batch.
-_EXAMPLES = 2
-
-# --- single weights ----------------------------------------------------------------------
 
 
 def sparsity_of(name: str, artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -67,7 +61,7 @@ def zero_least(module: nn.Module, scores: Scores, sparsity: float, scope: Scope)
     if not weights:
         raise NotApplicable("this model has no weight tensor to prune")
     found = [scores(name, weight) for name, weight in weights.items()]
-    masks = _smallest_of_all(found, sparsity) if scope == "global" else list(_smallest_of_each(found, sparsity))
+    masks = least_of_all(found, sparsity) if scope == "global" else list(least_of_each(found, sparsity))
     for weight, mask in zip(weights.values(), masks, strict=True):
         _set_to_zero(weight, mask)
 
@@ -123,28 +117,28 @@ def at_random(model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Sco
     return model.with_module(model.module)
 
 
-def _smallest(magnitudes: Array, share: float) -> Array:
+def least(magnitudes: Array, share: float) -> Array:
     """A mask of the round(share * n) smallest; among equals, the first."""
-    return _smallest_count(magnitudes, round(share * magnitudes.size))
+    return _least_count(magnitudes, round(share * magnitudes.size))
 
 
-def _smallest_of_all(magnitudes: list[Array], share: float) -> list[Array]:
+def least_of_all(magnitudes: list[Array], share: float) -> list[Array]:
     """Masks of the smallest of all arrays together."""
     ends = np.cumsum([array.size for array in magnitudes])
-    return np.split(_smallest(np.concatenate(magnitudes), share), ends[:-1])
+    return np.split(least(np.concatenate(magnitudes), share), ends[:-1])
 
 
-def _smallest_of_each(magnitudes: list[Array], share: float) -> Iterator[Array]:
+def least_of_each(magnitudes: list[Array], share: float) -> Iterator[Array]:
     """Masks of the same share of each, so that the counts add up to that of them all."""
     done = before = 0
     for array in magnitudes:
         before += array.size
         count = min(array.size, round(share * before) - done)
         done += count
-        yield _smallest_count(array, count)
+        yield _least_count(array, count)
 
 
-def _smallest_count(magnitudes: Array, count: int) -> Array:
+def _least_count(magnitudes: Array, count: int) -> Array:
     if count == 0:
         return np.zeros(magnitudes.size, dtype=bool)
     threshold = np.partition(magnitudes, count - 1)[count - 1]
@@ -161,148 +155,113 @@ def _set_to_zero(weight: nn.Parameter, mask: Array) -> None:
         weight.masked_fill_(torch.from_numpy(mask).view(weight.shape), 0.0)
 
 
-# --- channels ----------------------------------------------------------------------------
+# --- patterns ------------------------------------------------------------------------
 
 
-def channels_removed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """Fewer weights than the unmodified model has, counted by the shapes of both."""
-    weights, ratio = weight_tensors(artifact), float(params["ratio"])
-    total = count_elements(weights)
-    facts: dict[str, Any] = {"weights": total}
-    if artifact.reference is None:
-        return Evidence("prune.channels", False, facts, "there is no unmodified model to compare shapes with")
-    before = count_elements(weight_tensors(artifact.reference))
-    facts |= {"weights_before": before, "shapes": {name: list(array.shape) for name, array in weights.items()}}
-    # A layer loses outputs, the next one inputs: more than `ratio` of most layers' weights
-    # goes, but less of the first's and the last's.
-    if total >= (1 - 0.5 * ratio) * before:
-        reason = f"{total:,} of {before:,} weights are left, which is too many for {ratio:.0%} of the channels removed"
-        return Evidence("prune.channels", False, facts, reason)
-    return Evidence("prune.channels", True, facts)
-
-
-@step(
-    "prune.channels",
-    family="pruning",
-    consumes=TorchModel,
-    produces=TorchModel,
-    evidence=channels_removed,
-    libraries=("torch", "torch-pruning"),
-    splits=("validation",),
-)
-def channels(
-    model: TorchModel,
-    ctx: Context,
-    *,
-    ratio: Annotated[float, Gt(0), Lt(1)],
-    norm: Literal["l1", "l2"] = "l2",
-    scope: Literal["global", "layer"] = "layer",
-) -> TorchModel:
-    """Remove whole channels of convolutions and neurons of linear layers.
-
-    ratio: share of the channels removed, 0 < ratio < 1; every layer keeps one. What the next layers did with
-    them goes too, so tensors get smaller and no zeros are left behind. The model's
-    outputs stay as many as they are.
-    norm: what a channel is worth: the sum of the magnitudes, or of the squares, of all
-    weights that would go with it, over their mean in the layer.
-    scope: `layer` removes the same share from every layer; `global` ranks all channels
-    together.
-
-    Layers whose channels depend on one another (around an addition, through a flatten,
-    in groups) lose the same ones. One batch of two validation examples is run to see
-    which do; no value of it matters.
-    Evidence: the final artifact has fewer weights than the unmodified model; ineffective
-    unless less than 1 - ratio / 2 of them are left.
-    Source: Li et al. 2017, Pruning Filters for Efficient ConvNets; Fang et al. 2023,
-    DepGraph: Towards Any Structural Pruning.
-    """
-    import torch
-
-    module = model.module.eval()
-    for name, weight in weight_parameters(module).items():
-        finite_values(name, weight)
-    for name, first in shared_parameters(module).items():
-        raise NotApplicable(
-            f"'{first}' and '{name}' are one tensor, and removing channels would part them",
-            do="Use prune.magnitude, which keeps shapes.",
-        )
-    examples = ctx.split("validation").head(_EXAMPLES)
-    inputs = tuple(torch.from_numpy(array.copy()) for array in examples.inputs.values())
-    before, shape = _sizes(module), _answer_shape(module, inputs)
-    with quiet(), torch.inference_mode(False), torch.enable_grad():
-        _remove(module, inputs, ratio, norm, scope)
-    if _sizes(module) == before:
-        raise PreparationError(f"{ratio:.1%} of the channels is less than one in every layer", do="Raise ratio.")
-    if _answer_shape(module, inputs) != shape:
-        raise PreparationError("removing channels changed the shape of the model's answers")
-    return model.with_module(module)
-
-
-def _remove(module: nn.Module, inputs: tuple[Tensor, ...], ratio: float, norm: str, scope: str) -> None:
-    import torch_pruning
-
-    try:
-        graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
-        groups = [group for group in graph.get_all_groups() if not _reaches_output(graph, group)]
-    except Exception as error:
-        raise PreparationError(
-            f"torch-pruning cannot follow this model: {type(error).__name__}: {error}",
-            do="Write attention and custom operations with plain layers and torch functions.",
-        ) from error
+def pattern_holds(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Of how many groups of the final artifact's weights no more than `n` are other than zero."""
+    n, m = int(params["n"]), int(params["m"])
+    groups = held = 0
+    for array in weight_tensors(artifact).values():
+        rows = array.reshape(len(array), -1)
+        # A program may hold the weights of a linear layer the other way round.
+        found = [_nonzero_in_groups(rows, m), *([_nonzero_in_groups(rows.T, m)] if array.ndim == 2 else [])]
+        best = max(found, key=lambda counts: float((counts <= n).mean()) if counts.size else -1.0)
+        groups, held = groups + best.size, held + int((best <= n).sum())
+    facts = {"groups": groups, "groups_that_hold": held}
     if not groups:
-        raise NotApplicable("this model has no convolution or linear layer but those that give its answers")
-    worth = torch_pruning.importance.MagnitudeImportance(p={"l1": 1, "l2": 2}[norm])
-    # Channels at one place of the blocks of a grouped convolution go together.
-    blocks = [_blocks(group) for group in groups]
-    scores = [_scores(worth(group), count) for group, count in zip(groups, blocks, strict=True)]
-    chosen = [_smallest(score, ratio) for score in scores] if scope == "layer" else _smallest_of_all(scores, ratio)
-    for group, count, score, gone in zip(groups, blocks, scores, chosen, strict=True):
-        places = np.flatnonzero(_but_the_best(score, gone))
-        indices = (np.arange(count)[:, None] * score.size + places).ravel().tolist()
-        if indices:
-            root = group[0].dep
-            graph.get_pruning_group(root.target.module, root.handler, indices).prune()
+        return Evidence("prune.nm", False, facts, f"no weight tensor has rows of {m} and more")
+    if held < groups:
+        reason = f"{groups - held:,} of {groups:,} groups of {m} have more than {n} weights: a later step filled them"
+        return Evidence("prune.nm", False, facts, reason)
+    return Evidence("prune.nm", True, facts)
 
 
-def _scores(worth: Tensor | None, blocks: int) -> Array:
-    assert worth is not None  # it is for a group without layers, and each has its root
-    return worth.view(blocks, -1).mean(0).numpy()
+def _nonzero_in_groups(rows: Array, m: int) -> Array:
+    whole = rows.shape[1] // m * m
+    return np.count_nonzero(rows[:, :whole].reshape(-1, m), axis=1) if whole else np.zeros(0, dtype=np.int64)
 
 
-def _but_the_best(score: Array, gone: Array) -> Array:
-    """A layer without channels would cut the model in two: one stays."""
-    kept = gone.copy()
-    if gone.all():
-        kept[np.argmax(score)] = False
-    return kept
+@step("prune.nm", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=pattern_holds)
+def n_of_m(
+    model: TorchModel, ctx: Context, *, n: Annotated[int, Ge(1)] = 2, m: Annotated[int, Ge(2), Le(64)] = 4
+) -> TorchModel:
+    """Keep the `n` largest of every `m` weights in a row, and set the others to zero.
+
+    n, m: 2 of 4 is the pattern that Ampere and later GPUs compute with at twice the rate. A row is what one output
+    takes; for convolutions its kernel, flattened. What a row has beyond a multiple of m stays.
+
+    On a CPU, and in runtimes that do not look for the pattern, this is neither smaller nor faster.
+    Training afterwards needs `preserve: [sparsity]`.
+    Evidence: no group of the final artifact's weights has more than n that are not zero.
+    Source: Mishra et al. 2021, Accelerating Sparse Deep Neural Networks.
+    """
+    if n >= m:
+        raise PreparationError(f"{n} of {m} leaves every weight where it is", do="Give an n that is smaller than m.")
+    done = False
+    for name, weight in weight_parameters(model.module).items():
+        rows = np.abs(finite_values(name, weight)).reshape(len(weight), -1)
+        whole = rows.shape[1] // m * m
+        if whole:
+            groups = rows[:, :whole].reshape(-1, m)
+            mask = np.zeros(rows.shape, dtype=bool)
+            least_first = np.argsort(groups, axis=1, kind="stable")[:, : m - n]
+            chosen = np.zeros(groups.shape, dtype=bool)
+            np.put_along_axis(chosen, least_first, values=True, axis=1)
+            mask[:, :whole] = chosen.reshape(len(weight), whole)
+            _set_to_zero(weight, mask)
+            done = True
+    if not done:
+        raise NotApplicable(f"no weight tensor of this model has rows of {m} and more")
+    return model.with_module(model.module)
 
 
-def _blocks(group: Any) -> int:
+# --- biases --------------------------------------------------------------------------
+
+
+def biases_are_zero(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Zeros among the numbers that are added in the final artifact's layers."""
+    biases = {name: array for name, array in artifact.tensors().items() if name.endswith("bias") and array.ndim == 1}
+    total, zeros = count_elements(biases), count_zeros(biases)
+    facts = {"biases": total, "zeros": zeros}
+    if not total:
+        return Evidence("prune.bias", False, facts, "the final artifact has no tensor that is called a bias")
+    wanted = _count_of(params["amount"], total)
+    if zeros < wanted:
+        return Evidence("prune.bias", False, facts, f"{zeros} of {total} biases are zero, not {wanted}")
+    return Evidence("prune.bias", True, facts)
+
+
+def _count_of(amount: float, total: int) -> int:
+    return amount if isinstance(amount, int) else round(amount * total)
+
+
+@step("prune.bias", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=biases_are_zero)
+def bias(
+    model: TorchModel, ctx: Context, *, amount: Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)]
+) -> TorchModel:
+    """Set the biases of smallest magnitude to zero, of all layers together.
+
+    amount: how many: a number of them (`3`), or a share (`0.3`).
+
+    Biases are few: this is for completeness, and for layers whose bias only moves what a later one takes back.
+    Evidence: zeros among the final artifact's tensors that are called a bias.
+    Source: Paganini, Forde 2020, dagger; torch.nn.utils.prune, which takes amounts so.
+    """
     from torch import nn
 
-    layers = [item.dep.target.module for item in group]
-    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
-    return max((layer.groups for layer in convolutions if layer.groups != layer.out_channels), default=1)
-
-
-def _reaches_output(graph: Any, group: Any) -> bool:
-    """Whether the channels of a group are channels of the model's answers: no node reads them."""
-    return any(graph.is_out_channel_pruning_fn(item.dep.handler) and not item.dep.target.outputs for item in group)
-
-
-def _sizes(module: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(parameter.shape) for parameter in module.parameters()]
-
-
-def _answer_shape(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    import torch
-
-    try:
-        with torch.inference_mode():
-            answer = module(*inputs)
-    except RuntimeError as error:
-        raise PreparationError(
-            f"the model does not run with fewer channels: {error}",
-            do="Take sizes in forward from tensors, not from numbers: flatten(1) instead of view(-1, 800).",
-        ) from error
-    return tuple((answer[0] if isinstance(answer, tuple | list) else answer).shape)
+    layers = [
+        item for item in model.module.modules() if isinstance(item, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    biases = list({id(item.bias): item.bias for item in layers if item.bias is not None}.values())
+    if not biases:
+        raise NotApplicable("this model has no layer with a bias")
+    magnitudes = [np.abs(finite_values("bias", item)) for item in biases]
+    total = sum(array.size for array in magnitudes)
+    count = _count_of(amount, total)
+    if not 0 < count <= total:
+        raise PreparationError(f"{count} of {total} biases cannot be set to zero", do="Give another amount.")
+    mask = _least_count(np.concatenate(magnitudes), count)
+    for item, part in zip(biases, np.split(mask, np.cumsum([array.size for array in magnitudes])[:-1]), strict=True):
+        _set_to_zero(item, part)
+    return model.with_module(model.module)
