@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "Identity": (),
     "Flatten": ("start_dim", "end_dim"),
+    "Unflatten": ("dim", "unflattened_size"),
     "ReLU": (),
     "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
     "Linear": ("in_features", "out_features", "bias"),
