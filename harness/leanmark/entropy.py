@@ -26,8 +26,7 @@ def ans_encode(symbols: Array, counts: Array) -> bytes:
     """Non-negative integers below counts.size, by asymmetric numeral systems; `counts` says how often each occurs."""
     if _is_constant(counts) or not symbols.size:
         return b""
-    import constriction
-
+    constriction = _constriction()
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(np.ascontiguousarray(symbols, dtype=np.int32), _model(counts))
     return np.asarray(coder.get_compressed()).astype("<u4").tobytes()
@@ -37,8 +36,7 @@ def ans_decode(packed: bytes, counts: Array, size: int) -> Array:
     """The inverse of `ans_encode`. What was not written by it gives some symbols or raises InvalidInput."""
     if _is_constant(counts) or not size:
         return np.full(size, int(np.argmax(counts)), dtype=np.int64)
-    import constriction
-
+    constriction = _constriction()
     words = np.frombuffer(packed, dtype="<u4").astype(np.uint32)
     try:
         coder = constriction.stream.stack.AnsCoder(words)
@@ -51,8 +49,7 @@ def huffman_encode(symbols: Array, counts: Array) -> bytes:
     """Non-negative integers below counts.size, each by a code of its own; `counts` says how often each occurs."""
     if _is_constant(counts) or not symbols.size:
         return b""
-    import constriction
-
+    constriction = _constriction()
     tree = constriction.symbol.huffman.EncoderHuffmanTree(_shares(counts))
     coder = constriction.symbol.QueueEncoder()
     used = np.flatnonzero(counts)
@@ -70,8 +67,7 @@ def huffman_decode(packed: bytes, counts: Array, size: int) -> Array:
         raise InvalidInput(f"{size:,} Huffman codes are more than {MAX_HUFFMAN_SYMBOLS:,}")
     if _is_constant(counts) or not size:
         return np.full(size, int(np.argmax(counts)), dtype=np.int64)
-    import constriction
-
+    constriction = _constriction()
     tree = constriction.symbol.huffman.DecoderHuffmanTree(_shares(counts))
     coder = constriction.symbol.QueueDecoder(np.frombuffer(packed, dtype="<u4").astype(np.uint32))
     try:
@@ -105,6 +101,13 @@ def entropy_bits(counts: Array) -> float:
     return float(-(used * np.log2(used / used.sum())).sum()) if used.size else 0.0
 
 
+def _constriction() -> Any:
+    """The library, whose modules its stubs do not tell."""
+    import constriction
+
+    return constriction
+
+
 def _is_constant(counts: Array) -> bool:
     return int(np.count_nonzero(counts)) <= 1
 
@@ -116,8 +119,7 @@ def _shares(counts: Array) -> Array:
 
 
 def _model(counts: Array) -> Any:
-    import constriction
-
+    constriction = _constriction()
     # Exact in float64, so that the same counts give the same model wherever they are decoded.
     shares = counts.astype(np.float64) / float(counts.sum())
     return constriction.stream.model.Categorical(shares, perfect=False)

@@ -60,12 +60,12 @@ def shared_parameters(module: nn.Module) -> dict[str, str]:
 def weight_tensors(artifact: Artifact) -> dict[str, Array]:
     """The weight tensors of an artifact by name: float, or integers less their zero point (int32)."""
     if artifact.stage is not Program:
-        return {name: array for name, array in artifact.tensors().items() if _is_weight(array)}
+        return {name: array for name, array in artifact.tensors().items() if is_weight(array)}
     from onnx import numpy_helper
 
     proto = artifact.proto()
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    weights = {name: array for name, array in stored.items() if _is_weight(array)}
+    weights = {name: array for name, array in stored.items() if is_weight(array)}
     for node in nodes(proto.graph):
         kind = op_name(node).rpartition(".")[2]
         for position in _BLOCK_INPUTS.get(kind, ()):
@@ -100,7 +100,7 @@ def distinct_values(array: Array) -> int:
     return int(np.unique(array).size)
 
 
-def _is_weight(array: Array) -> bool:
+def is_weight(array: Array) -> bool:
     return array.ndim >= 2 and array.size >= MINIMUM_ELEMENTS and array.dtype.name in _FLOATS | _INTEGERS
 
 

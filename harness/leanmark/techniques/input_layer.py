@@ -15,7 +15,7 @@ from leanmark.stages import Artifact, Context, TorchModel
 from leanmark.weights import finite_values, shared_parameters
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def filters_are_thin(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -118,13 +118,14 @@ def _thin(layer: nn.Linear, rows: int, columns: int, rank: int) -> nn.Sequential
     from torch import nn
 
     filters, kind = layer.out_features, layer.weight.dtype
+    bias: Tensor | None = dict(layer.named_parameters()).get("bias")
     along = nn.Conv2d(1, filters * rank, (1, columns), bias=False, dtype=kind)
-    down = nn.Conv2d(filters * rank, filters, (rows, 1), groups=filters, bias=layer.bias is not None, dtype=kind)
+    down = nn.Conv2d(filters * rank, filters, (rows, 1), groups=filters, bias=bias is not None, dtype=kind)
     with torch.no_grad():
         left, values, right = torch.linalg.svd(layer.weight.detach().float().view(filters, rows, columns))
         root = values[:, :rank].sqrt()  # both factors have weights of one size
         along.weight.copy_((root[:, :, None] * right[:, :rank]).reshape(filters * rank, 1, 1, columns))
         down.weight.copy_((left[:, :, :rank] * root[:, None]).transpose(1, 2).reshape(filters, rank, rows, 1))
-        if down.bias is not None and layer.bias is not None:
-            down.bias.copy_(layer.bias)
+        if down.bias is not None and bias is not None:
+            down.bias.copy_(bias)
     return nn.Sequential(nn.Unflatten(1, (1, rows, columns)), along, down, nn.Flatten())

@@ -120,7 +120,7 @@ def weights(
     if not any(node.op_type == "MatMul" and node.input[1] in constant for node in nodes(proto.graph)):
         raise NotApplicable("the program has no product with a constant matrix")
     with quiet():
-        quantizer = MatMulNBitsQuantizer(proto, bits=bits, block_size=block_size, is_symmetric=symmetric)
+        quantizer: Any = MatMulNBitsQuantizer(proto, bits=bits, block_size=block_size, is_symmetric=symmetric)
         quantizer.process()
     return _finish(stage, quantizer.model.model)
 

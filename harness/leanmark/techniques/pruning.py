@@ -23,7 +23,7 @@ from leanmark.weights import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Scope = Literal["global", "layer"]
 Scores = Callable[[str, "nn.Parameter"], Array]
@@ -148,7 +148,7 @@ def _least_count(magnitudes: Array, count: int) -> Array:
     return mask
 
 
-def _set_to_zero(weight: nn.Parameter, mask: Array) -> None:
+def _set_to_zero(weight: Tensor, mask: Array) -> None:
     import torch
 
     with torch.no_grad():

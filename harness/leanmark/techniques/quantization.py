@@ -28,15 +28,15 @@ _INT8 = frozenset(["int8", "uint8"])
 
 def dynamic_reached(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """Most weights are 8-bit integers, and operators compute with them."""
-    return _integers_reached("quantize.dynamic", artifact)
+    return integers_reached("quantize.dynamic", artifact)
 
 
 def static_reached(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     """Most weights are 8-bit integers, and operators compute with them."""
-    return _integers_reached("quantize.static", artifact)
+    return integers_reached("quantize.static", artifact)
 
 
-def _integers_reached(name: str, artifact: Artifact) -> Evidence:
+def integers_reached(name: str, artifact: Artifact) -> Evidence:
     if artifact.stage is not Program:
         return Evidence(name, False, {}, "the final artifact is no ONNX program")
     proto = artifact.proto()

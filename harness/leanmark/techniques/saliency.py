@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -184,7 +184,8 @@ def _gradients(
             answer: Any = module(*(part[start : start + _BATCH] for part in inputs))
             answer = answer[0] if isinstance(answer, tuple | list) else answer
             value = criterion(answer, targets[start : start + _BATCH])
-            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+            parts: Any = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+            found: Sequence[Tensor | None] = parts
             yield {
                 name: np.zeros(weight.numel()) if gradient is None else gradient.reshape(-1).numpy()
                 for (name, weight), gradient in zip(weights.items(), found, strict=True)

@@ -178,7 +178,8 @@ def _tucker(layer: nn.Conv2d, ranks: Callable[[Array], tuple[int, int]]) -> nn.S
     out_rank, in_rank = ranks(kernel)
     if inputs * in_rank + math.prod(side) * in_rank * out_rank + out_rank * outputs >= kernel.size:
         return None
-    (core, (last, first)), _ = partial_tucker(kernel, [out_rank, in_rank], modes=[0, 1], n_iter_max=_ROUNDS)
+    found: Any = partial_tucker(kernel, [out_rank, in_rank], modes=[0, 1], n_iter_max=_ROUNDS)
+    (core, (last, first)), _ = found
     return _chain(
         layer,
         [
@@ -196,7 +197,8 @@ def _cp(layer: nn.Conv2d, ratio: float, seed: int) -> nn.Sequential | None:
     rank = max(1, math.floor(ratio * max(kernel.shape[:2])))
     if rank * sum(kernel.shape) >= kernel.size:
         return None
-    weights, factors = parafac(kernel, rank, init="svd", n_iter_max=_ROUNDS, random_state=seed, normalize_factors=True)
+    cp: Any = parafac(kernel, rank, init="svd", n_iter_max=_ROUNDS, random_state=seed, normalize_factors=True)
+    weights, factors = cp
     # Each factor takes the same share of what a component weighs, so that all have weights of one size.
     last, first, rows, columns = (factor * weights**0.25 for factor in factors)
     plain = _geometry(layer)
