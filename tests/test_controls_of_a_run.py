@@ -7,7 +7,7 @@ import pytest
 
 from leanmark.assembly import control_warnings, device_warnings, machine_warnings
 from leanmark.measure.launches import Launch, LaunchFacts
-from leanmark.results import Cell, Device, OnDevice, Result, Role, Status, Target
+from leanmark.results import Cell, Device, OnDevice, Result, Role, Status, StepSpec, Target
 
 TARGET = Target()
 REFERENCE = f"net/fp32/{TARGET.id}"
@@ -73,6 +73,25 @@ def test_a_device_that_is_slowed_down_or_shared_is_told_once():
     assert "a GPU is slowed down by heat" in first
     assert "other processes compute on a GPU: 77" in second
     assert device_warnings([SAME, replace(SAME, on_device=OnDevice(None, None, None))]) == ()
+
+
+@pytest.mark.parametrize(
+    ("step", "found", "is_told"),
+    [
+        ("control.wrong", Status.WRONG, False),
+        ("control.wrong", Status.OK, True),
+        ("control.masked", Status.INEFFECTIVE, False),
+        ("control.masked", Status.NOISY, True),
+    ],
+)
+def test_a_lie_that_is_not_found_is_told(step: str, found: Status, is_told: bool):
+    lie = control("lie", 1.0, found)
+    lie = replace(lie, cell=replace(lie.cell, steps=(StepSpec(step),)), truth=None)
+    warnings = said([SAME, lie], same=1.0, lie=0.5)
+    assert bool(warnings) is is_told
+    if is_told:
+        assert warnings[0].startswith("control failed: net/lie/")
+        assert "is a lie that must be shown as" in warnings[0]
 
 
 def test_a_machine_that_made_measuring_harder_is_told():

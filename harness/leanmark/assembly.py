@@ -139,7 +139,7 @@ def _interval(ratio: stats.LogRatio | None) -> Interval | None:
 
 def _truth(result: Result) -> float | None:
     """The exact latency ratio of a control."""
-    if result.cell.role is not Role.CONTROL:
+    if result.cell.role is not Role.CONTROL or result.cell.must_be is not None:
         return None
     for evidence in result.evidence:
         ratio = evidence.facts.get("ratio")
@@ -246,7 +246,13 @@ def control_warnings(
     """What the run's own controls say against it, at the level corrected for their number."""
     asked = (Status.SKIPPED, Status.NOT_APPLICABLE)
     controls = [result for result in found if result.cell.role is Role.CONTROL and result.status not in asked]
-    warnings: list[str] = []
+    warnings = [
+        f"control failed: {result.cell.id} is a lie that must be shown as {result.cell.must_be.value}, and is "
+        f"{result.status.value}: {result.reason or 'evidence does not show what others do'}"
+        for result in controls
+        if result.cell.must_be not in (None, result.status)
+    ]
+    controls = [result for result in controls if result.cell.must_be is None]
     for result in controls:
         level = 1 - (1 - stats.LEVEL) / len(controls)
         reference = f"{result.cell.workload}/fp32/{result.cell.target.id}"

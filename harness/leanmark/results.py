@@ -96,6 +96,15 @@ class Target:
         return f"{self.device}-{self.runtime}-t{self.threads}-b{self.batch}"
 
 
+# Steps that are not what they say, and what the harness must make of them.
+LIES = {
+    "control.wrong": Status.WRONG,
+    "control.cached": Status.INEFFECTIVE,
+    "control.masked": Status.INEFFECTIVE,
+    "control.fakequant": Status.INEFFECTIVE,
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """Workload x recipe x target: the unit that is planned, measured and judged.
@@ -116,6 +125,11 @@ class Cell:
     families: tuple[str, ...] = ()
     lowering: int = 0
     skip: tuple[Status, str] | None = None
+
+    @property
+    def must_be(self) -> Status | None:
+        """What a control that lies must be shown as; None for what does not lie."""
+        return next((LIES[step.name] for step in self.steps if step.name in LIES), None)
 
 
 def is_selected(cell: str, words: Collection[str], known: Collection[str]) -> bool:

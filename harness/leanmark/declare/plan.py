@@ -14,7 +14,7 @@ from leanmark.declare.recipes import EAGER, REFERENCE, Recipe, final_stage, stag
 from leanmark.declare.suite import Suite
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
-from leanmark.results import Cell, Role, Status, Target, is_selected
+from leanmark.results import LIES, Cell, Role, Status, Target, is_selected
 from leanmark.stages import Stage, TorchModel
 
 # Seconds of measuring for a second of turns: warming up, messages, waiting for copies. (The
@@ -99,7 +99,8 @@ def _block(suite: Suite, workload: Workload, target: Target, available: Availabi
         cell = _cell(workload, replace(empty, name=EAGER), eager, block, Role.EAGER, available)
         yield replace(cell, id=f"{workload.name}/{EAGER}/{target.id}")
     for recipe in suite.recipes:
-        role = Role.CONTROL if _families(recipe) == ("control",) else Role.VARIANT
+        is_control = _families(recipe) == ("control",) or any(step.name in LIES for step in recipe.steps)
+        role = Role.CONTROL if is_control else Role.VARIANT
         yield _cell(workload, recipe, target, block, role, available)
 
 
