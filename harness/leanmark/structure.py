@@ -9,6 +9,7 @@ never travels.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,11 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "LayerNorm": ("normalized_shape", "eps", "elementwise_affine", "bias"),
 }  # fmt: skip
 
+# Layers of leanmark's own, by the module that defines them.
+_OWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "LowRankPlusColumns": ("leanmark.networks.layers", ("in_features", "out_features", "rank", "columns", "bias")),
+}
+
 Spec = dict[str, Any]
 
 
@@ -53,7 +59,7 @@ def describe(module: nn.Module, path: str) -> Spec:
             do=f"Use {', '.join(sorted(_ARGUMENTS))} or Sequential, or make the change permanent first.",
         )
     values: dict[str, Any] = {}
-    for argument in _ARGUMENTS[name]:
+    for argument in _arguments(name):
         value = getattr(module, argument)
         if argument == "bias":
             value = value is not None
@@ -71,10 +77,11 @@ def construct(spec: Mapping[str, Any]) -> nn.Module:
         for key, child in spec["children"]:
             sequence.add_module(key, construct(child))
         return sequence
-    if name not in _ARGUMENTS or set(spec.get("args", ())) != set(_ARGUMENTS[name]):
+    if name not in {*_ARGUMENTS, *_OWN} or set(spec.get("args", ())) != set(_arguments(name)):
         raise InvalidInput(f"an artifact describes an unknown module {name!r}")
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in spec["args"].items()}
-    return getattr(nn, name)(**args)
+    home = importlib.import_module(_OWN[name][0]) if name in _OWN else nn
+    return getattr(home, name)(**args)
 
 
 def patches(fresh: nn.Module, changed: nn.Module) -> dict[str, Spec]:
@@ -114,6 +121,12 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _arguments(name: str) -> tuple[str, ...]:
+    return _OWN[name][1] if name in _OWN else _ARGUMENTS[name]
+
+
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
+    if kind.__name__ in _OWN and kind.__module__ == _OWN[kind.__name__][0]:
+        return True
     return kind.__module__.startswith("torch.nn.modules") and kind.__name__ in _ARGUMENTS
