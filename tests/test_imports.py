@@ -18,7 +18,7 @@ LAYERS = [
     {"rules"},
     {"results", "stats", "deciding", "frame"},
     {"judgement", "hits"},
-    {"codecs", "structure", "channel", "copies"},
+    {"entropy", "codecs", "structure", "channel", "copies"},
     {"stages"},
     {"graphs", "weights", "counting", "registry", "processes"},
     {"jobs"},

@@ -1,10 +1,10 @@
 """A suite of nothing but lies: each is shown as what it is, and the run is none the worse for it."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from leanmark.judge import store
 from running import leanmark
 
 NET = """\
@@ -45,10 +45,11 @@ SHOWN_AS = {"wrong": "wrong", "cached": "ineffective", "masked": "ineffective", 
 def test_every_lie_is_shown_as_what_it_is(tmp_path: Path):
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "lies.yaml").write_text(SUITE)
-    done = leanmark("run", "lies.yaml", "--json", cwd=tmp_path)
+    done = leanmark("run", "lies.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    document = json.loads(done.stdout)["leanmark"]
-    found = {item["cell"]["recipe"]: (item["status"], item["reason"]) for item in document["results"]}
+    (folder,) = (tmp_path / "leanmark-runs").iterdir()
+    run = store.read_run(folder)
+    found = {result.cell.recipe: (result.status.value, result.reason) for result in run.results}
     assert {recipe: found[recipe][0] for recipe in SHOWN_AS} == SHOWN_AS, found
     assert "says that it changes no answer" in found["wrong"][1]
-    assert not [warning for warning in document["warnings"] if "is a lie" in warning]
+    assert not [warning for warning in run.warnings if "is a lie" in warning]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator
 
 from leanmark import registry
 from leanmark.registry import step
@@ -26,12 +25,21 @@ CRITERIA = {
 Schedule = Literal["cubic", "exponential", "linear"]
 
 
-def _is_one(criterion: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
-    chosen(criterion)
-    return criterion
+class _OneOfThem:
+    """Checked when a suite is loaded; pydantic is then imported, and not before."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def check(criterion: Any) -> Any:
+            chosen(criterion)
+            return criterion
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
 
 
-Criterion = Annotated[str | dict[str, dict[str, Any]], AfterValidator(_is_one)]
+Criterion = Annotated[str | dict[str, dict[str, Any]], _OneOfThem]
 
 
 def iterative_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
