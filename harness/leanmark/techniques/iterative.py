@@ -84,7 +84,7 @@ def iterative(
     Evidence: zeros counted in the final artifact; ineffective when their share is more than 0.001 from the one asked
     for.
     Source: Han et al. 2015, Learning both Weights and Connections; Zhu, Gupta 2017, To Prune, or Not to Prune (the
-    cubic schedule); Vadera, Ameen 2021, Methods for Pruning Deep Neural Networks, arXiv 2011.00241 (a survey).
+    cubic schedule); Menghani 2021, Efficient Deep Learning, arXiv 2106.08962 (Algorithm 1).
     """
     name, given = chosen(criterion)
     for number in range(1, rounds + 1):

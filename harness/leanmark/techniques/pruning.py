@@ -246,7 +246,7 @@ def bias(
 
     Biases are few: this is for completeness, and for layers whose bias only moves what a later one takes back.
     Evidence: zeros among the final artifact's tensors that are called a bias.
-    Source: Paganini, Forde 2020, dagger; torch.nn.utils.prune, which takes amounts so.
+    Source: torch.nn.utils.prune, which takes amounts so.
     """
     from torch import nn
 
