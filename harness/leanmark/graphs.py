@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,12 @@ def _reads(node: NodeProto) -> Iterator[str]:
             yield from (value.name for value in body.output)
             for child in body.node:
                 yield from _reads(child)
+
+
+def canonical_program(stage: Program, proto: ModelProto) -> Program:
+    """The stage with another model, whose initializers keep their names; see `canonical`."""
+    canonical(proto, [tensor.name for tensor in proto.graph.initializer])
+    return replace(stage, onnx=proto.SerializeToString(deterministic=True))
 
 
 def canonical(proto: ModelProto, keep: Iterable[str]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import NotApplicable
-from leanmark.graphs import canonical, nodes
+from leanmark.graphs import canonical_program, nodes
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, TorchModel
@@ -110,7 +109,7 @@ def cached(stage: Program, ctx: Context) -> Program:
         proto.graph.initializer.append(numpy_helper.from_array(ones, f"ones_{number}"))
         proto.graph.node.append(helper.make_node("Concat", ["count", f"ones_{number}"], [f"times_{number}"], axis=0))
         proto.graph.node.append(helper.make_node("Tile", [f"answer_{number}", f"times_{number}"], [name]))
-    return _finish(stage, proto)
+    return canonical_program(stage, proto)
 
 
 def masked_sparsity(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -148,7 +147,7 @@ def masked(stage: Program, ctx: Context, *, sparsity: Fraction = 0.9) -> Program
         masks.append(helper.make_node("Mul", [tensor.name, f"{tensor.name}_mask"], [f"{tensor.name}_masked"]))
     _reroute(proto, {tensor.name: f"{tensor.name}_masked" for tensor in found})
     _put_first(proto, masks)
-    return _finish(stage, proto)
+    return canonical_program(stage, proto)
 
 
 def fake_integers(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -191,7 +190,7 @@ def fakequant(stage: Program, ctx: Context) -> Program:
             source = target
     _reroute(proto, {tensor.name: f"{tensor.name}_fake" for tensor in found})
     _put_first(proto, rounding)
-    return _finish(stage, proto)
+    return canonical_program(stage, proto)
 
 
 def _weights_of_products(proto: ModelProto) -> list[TensorProto]:
@@ -218,8 +217,3 @@ def _put_first(proto: ModelProto, added: list[Any]) -> None:
     rest = list(proto.graph.node)
     del proto.graph.node[:]
     proto.graph.node.extend([*added, *rest])
-
-
-def _finish(stage: Program, proto: ModelProto) -> Program:
-    canonical(proto, [tensor.name for tensor in proto.graph.initializer])
-    return replace(stage, onnx=proto.SerializeToString(deterministic=True))

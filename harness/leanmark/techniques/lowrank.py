@@ -204,7 +204,7 @@ def _factorized(path: str, layer: nn.Linear, ratio: float | None, energy: float 
             rank = _rank_of_ratio(ratio, rows, columns)
         else:
             assert energy is not None
-            rank = _rank_of_energy(energy, values.double().numpy())
+            rank = rank_of_energy(energy, values.double().numpy())
         if rank * (rows + columns) >= rows * columns:
             return None
         first = nn.Linear(columns, rank, bias=False, dtype=kind)
@@ -223,7 +223,7 @@ def _rank_of_ratio(ratio: float, rows: int, columns: int) -> int:
     return max(1, math.floor(ratio * min(rows, columns)))
 
 
-def _rank_of_energy(energy: float, singular_values: Array) -> int:
+def rank_of_energy(energy: float, singular_values: Array) -> int:
     """The smallest rank that keeps this share of the squares; rounding is forgiven."""
     kept = np.cumsum(singular_values**2)
     if kept[-1] == 0:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from leanmark.arrays import numpy as np
 from leanmark.errors import NotApplicable
-from leanmark.graphs import canonical, import_onnxruntime, nodes, op_counts, quiet
+from leanmark.graphs import canonical_program, import_onnxruntime, nodes, op_counts, quiet
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program
@@ -57,15 +56,16 @@ def half(stage: Program, _ctx: Context) -> Program:
     Source: Micikevicius et al. 2018, Mixed Precision Training; onnxruntime, Create Float16 Models.
     """
     import_onnxruntime()
+    from onnx import TensorProto
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     given = stage.proto()
     kinds = {array.data_type for array in given.graph.initializer}
-    if 1 not in kinds:  # TensorProto.FLOAT
+    if TensorProto.FLOAT not in kinds:
         raise NotApplicable("the program has no weights in 32-bit floating point")
     with quiet():
         proto = convert_float_to_float16(given, keep_io_types=True)
-    return _finish(stage, proto)
+    return canonical_program(stage, proto)
 
 
 def integers_packed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -122,7 +122,7 @@ def weights(
     with quiet():
         quantizer: Any = MatMulNBitsQuantizer(proto, bits=bits, block_size=block_size, is_symmetric=symmetric)
         quantizer.process()
-    return _finish(stage, quantizer.model.model)
+    return canonical_program(stage, quantizer.model.model)
 
 
 def _with_plain_products(proto: ModelProto) -> ModelProto:
@@ -150,8 +150,3 @@ def _with_plain_products(proto: ModelProto) -> ModelProto:
     del proto.graph.node[:]
     proto.graph.node.extend(found)
     return proto
-
-
-def _finish(stage: Program, proto: ModelProto) -> Program:
-    canonical(proto, [tensor.name for tensor in proto.graph.initializer])
-    return replace(stage, onnx=proto.SerializeToString(deterministic=True))

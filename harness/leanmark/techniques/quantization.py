@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from leanmark.errors import NotApplicable, PreparationError
-from leanmark.graphs import canonical, import_onnxruntime, nodes, op_counts, op_name, quiet
+from leanmark.graphs import canonical, canonical_program, import_onnxruntime, nodes, op_counts, op_name, quiet
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, Split
@@ -265,9 +264,7 @@ def _preprocess(stage: Program, path: Path) -> None:
 def _finish(stage: Program, path: Path) -> Program:
     import onnx
 
-    proto = onnx.load_model(path)
-    canonical(proto, [tensor.name for tensor in proto.graph.initializer])
-    return replace(stage, onnx=proto.SerializeToString(deterministic=True))
+    return canonical_program(stage, onnx.load_model(path))
 
 
 def _attempt(function: Any, *args: Any, **options: Any) -> None:

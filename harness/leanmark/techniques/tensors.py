@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
@@ -14,12 +14,12 @@ from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, TorchModel
+from leanmark.techniques.lowrank import Share, rank_of_energy
 from leanmark.weights import count_elements, finite_values, shared_parameters, weight_tensors
 
 if TYPE_CHECKING:
     from torch import nn
 
-Share = Annotated[float, Gt(0), Le(1)]
 _ROUNDS = 200  # of alternating least squares
 
 
@@ -243,7 +243,6 @@ def _chain(layer: nn.Conv2d, links: list[tuple[Array, dict[str, Any]]]) -> nn.Se
 
 
 def _rank_of_energy(kernel: Array, axis: int, energy: float) -> int:
-    """The smallest rank along an axis that keeps this share of the squares of its unfolding; rounding is forgiven."""
+    """The smallest rank along an axis that keeps this share of the squares of its unfolding."""
     unfolded = np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-    kept = np.cumsum(np.linalg.svd(unfolded, compute_uv=False) ** 2)
-    return 1 if kept[-1] == 0 else int(np.searchsorted(kept / kept[-1], energy - 1e-12)) + 1
+    return rank_of_energy(energy, np.linalg.svd(unfolded, compute_uv=False))
