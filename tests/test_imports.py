@@ -27,7 +27,7 @@ LAYERS = [
     {"planned", "assembly", "power"},
     {"preparing", "inspecting", "measuring"},
     {"preparation", "revisions", "environments", "versions", "comparing"},
-    {"runner", "duel", "delivery", "catalogue", "doctor", "gating", "starting"},
+    {"runner", "duel", "delivery", "catalogue", "doctor", "gating", "starting", "fetching"},
     {"cli_options", "cli_gate", "cli", "pytest_plugin"},
 ]
 VERBS = next(names for names in LAYERS if "measure" in names)

@@ -10,6 +10,7 @@ from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.judge import store
 from leanmark.planned import builtin_suites
 from leanmark.runtimes import supported
+from leanmark.workloads.data_sets import DATA_SETS
 
 Entry = dict[str, Any]
 
@@ -19,6 +20,7 @@ def entries(what: str, name: str | None = None, runs: Path | None = None) -> lis
     kinds = {
         "steps": _steps,
         "workloads": _workloads,
+        "data": _data,
         "suites": _suites,
         "runtimes": _runtimes,
         "runs": lambda: _runs(runs or store.default_runs()),
@@ -54,8 +56,30 @@ def _steps() -> list[Entry]:
 
 def _workloads() -> list[Entry]:
     return [
-        {"name": item.name, "title": item.title, "metric": item.metric, "model": item.model, "data": item.data}
+        {
+            "name": item.name,
+            "title": item.title,
+            "metric": item.metric,
+            "model": item.model,
+            "data": item.data,
+            "needs": list(item.needs),
+        }
         for item in registry.workloads()
+    ]
+
+
+def _data() -> list[Entry]:
+    return [
+        {
+            "name": item.name,
+            "title": item.title,
+            "here": item.is_here(),
+            "megabytes": round(sum(part.size for part in item.parts.values()) / 1e6, 1),
+            "licence": item.licence,
+            "origin": item.origin,
+            "folder": str(item.folder),
+        }
+        for item in DATA_SETS.values()
     ]
 
 

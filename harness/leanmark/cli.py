@@ -128,12 +128,12 @@ def plan(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="steps, workloads, suites, runtimes or runs.")],
+    what: Annotated[str, typer.Argument(help="steps, workloads, data, suites, runtimes or runs.")],
     name: Annotated[Optional[str], typer.Argument(help="One of them, with all that is known of it.")] = None,
     out: Runs = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what there is: steps, workloads, suites, runtimes or runs."""
+    """List what there is: steps, workloads, data sets, suites, runtimes or runs."""
     from leanmark.catalogue import entries
     from leanmark.publish import listing
 
@@ -144,6 +144,32 @@ def list_(
         listing.print_entry(found[0])
     else:
         listing.print_entries(what, found)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Data sets, or suites: all that they need.")],
+    given: Annotated[
+        Optional[Path], typer.Option("--from", metavar="FOLDER", help="Look here first: files or packages.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring data sets here, checked by sha256; a broken download goes on where it stopped."""
+    from leanmark import fetching
+    from leanmark.jsonable import to_json
+    from leanmark.publish.console import make_console, running
+
+    console = make_console(stderr=as_json)
+    with running(console) as advance:
+        found = fetching.fetch(names, given, advance)
+    if as_json:
+        typer.echo(json.dumps(to_json(found), indent=1))
+        return
+    for item in found:
+        came = f"from {item.source}" if item.source else "was here"
+        console.print(f"{item.name}: {came}; {item.folder}", soft_wrap=True, markup=False)
+    if not found:
+        console.print("nothing needs to be fetched")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -70,6 +70,11 @@ class Planned:
         """What its child processes run."""
         return Code(paths=self.paths)
 
+    def needs(self) -> dict[str, str]:
+        """The data sets that its cells need, each with a workload that needs it."""
+        wanted = {cell.workload for cell in self.plan.cells if cell.skip is None}
+        return needs_of(workload for workload in self.plan.suite.workloads if workload.name in wanted)
+
     def trials(self) -> dict[TrialName, Trial]:
         """Every trial that is to be prepared."""
         cells = [cell for cell in self.plan.cells if cell.skip is None]
@@ -133,6 +138,15 @@ class Planned:
         with modules.import_path(*self.paths):
             known = self.as_remembered()
             return estimate(self.plan, lambda cell: known.cached(cell) is not None, self.jobs)
+
+
+def needs_of(workloads: Iterable[Workload]) -> dict[str, str]:
+    """The data sets that must have been fetched, each with the first workload that needs it."""
+    needs: dict[str, str] = {}
+    for workload in workloads:
+        for name in workload.needs:
+            needs.setdefault(name, workload.name)
+    return needs
 
 
 def find_suite(name: str) -> Path:

@@ -69,7 +69,8 @@ class Workload:
     `model`, `data` and a `metric` with a colon name importable functions as
     "package.module:function". `train` holds the parameters of the built-in
     training; None means that `model` returns its weights. `onnx` and `inputs`
-    are paths of a model that exists as a file only.
+    are paths of a model that exists as a file only. `needs` are the data sets that
+    must have been fetched.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Workload:
     train: Mapping[str, Any] | None = None
     onnx: str | None = None
     inputs: str | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def stage(self) -> type[Stage]:

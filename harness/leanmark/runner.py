@@ -36,6 +36,7 @@ from leanmark.processes import kill_all
 from leanmark.progress import Advance, Meter
 from leanmark.results import Base, Run
 from leanmark.versions import Version
+from leanmark.workloads import data_sets
 
 _CONTROL_TOLERANCE = 0.02
 
@@ -55,6 +56,7 @@ def run_suite(name: str, options: Options, advance: Advance) -> tuple[Run, Path]
     ends it, no child process is left behind.
     """
     planned = plan_suite(name, options)
+    data_sets.require(planned.needs())
     meter = Meter(advance, _weights(planned))
     started = time.monotonic()
     try:

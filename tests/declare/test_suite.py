@@ -282,3 +282,28 @@ gate:
 def test_wrong_limits_are_refused(tmp_path: Path, text: str, says: str):
     with pytest.raises(InvalidInput, match=says):
         load(write(tmp_path, GOOD + text + "\n"))
+
+
+def test_a_workload_takes_another_data_set(tmp_path: Path):
+    suite = good(tmp_path, GOOD.replace("lenet-300-100", "{lenet-300-100: {data: mnist}}, lenet-300-100"))
+    assert [(item.name, item.needs) for item in suite.workloads] == [
+        ("lenet-300-100-mnist", ("mnist",)),
+        ("lenet-300-100", ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says", "advice"),
+    [
+        ("{lenet-5: {data: mnits}}", "there is no lenet-5 on 'mnits'", "Did you mean 'mnist'?"),
+        ("{lenet-6: {data: mnist}}", "unknown workload 'lenet-6'", "Did you mean 'lenet-5'?"),
+        ("{lenet-5: {dta: mnist}}", "unknown key 'dta'", "Did you mean 'data'?"),
+        ("{lenet-5: {}}", "'data' is missing", None),
+    ],
+)
+def test_a_wrong_data_set_is_told(tmp_path: Path, entry: str, says: str, advice: str | None):
+    error = refused(tmp_path, GOOD.replace("lenet-300-100", entry))
+    assert says in error.what
+    assert error.do == advice
+    assert isinstance(error.where, Position)
+    assert error.where.line == 2

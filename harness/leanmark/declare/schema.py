@@ -156,6 +156,12 @@ class GateDeclaration(LimitsDeclaration):
     allow: list[AllowDeclaration] = Field(default_factory=list)
 
 
+class WorkloadOptions(_Strict):
+    """What a built-in workload can be given: another data set."""
+
+    data: str
+
+
 class ModelWorkload(_Strict):
     """A user's own torch model."""
 
@@ -199,10 +205,14 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema of a suite, for editors."""
     schema = SuiteDeclaration.model_json_schema()
     own = {"ModelWorkload": ModelWorkload, "OnnxWorkload": OnnxWorkload}
+    options: dict[str, Any] = {"type": "object", "minProperties": 1, "maxProperties": 1}
     schema["$defs"] |= {name: model.model_json_schema() for name, model in own.items()}
+    schema["$defs"]["WorkloadOptions"] = WorkloadOptions.model_json_schema()
     workload_names = [workload.name for workload in registry.workloads()]
+    options["properties"] = {name: {"$ref": "#/$defs/WorkloadOptions"} for name in workload_names}
+    options["additionalProperties"] = False
     schema["properties"]["workloads"]["items"] = {
-        "anyOf": [{"enum": workload_names}, {"type": "string"}, *({"$ref": f"#/$defs/{name}"} for name in own)]
+        "anyOf": [{"enum": workload_names}, {"type": "string"}, options, *({"$ref": f"#/$defs/{name}"} for name in own)]
     }
     _drop_numeric_defaults(schema)
     step_schemas = {step.name: step.parameters.model_json_schema() for step in registry.steps()}

@@ -25,6 +25,7 @@ from leanmark.declare.schema import (
     OnnxWorkload,
     SuiteDeclaration,
     ThreadSweep,
+    WorkloadOptions,
     explain,
 )
 from leanmark.errors import InvalidInput, did_you_mean
@@ -120,6 +121,8 @@ def _workload(entry: str | dict[str, Any], location: Location, document: Documen
     if isinstance(entry, str):
         with Placed(document, location):
             return registry.get_workload(entry)
+    if len(entry) == 1 and isinstance(next(iter(entry.values())), dict):
+        return _builtin_on(entry, location, document)
     kind = OnnxWorkload if "onnx" in entry else ModelWorkload
     try:
         own = kind.model_validate(entry)
@@ -135,6 +138,22 @@ def _workload(entry: str | dict[str, Any], location: Location, document: Documen
     _check_metric(own.metric, location, document, folder)
     _check_training(own.train, location, document)
     return Workload(own.name, own.title, own.model, own.config, own.data, own.metric, own.train)
+
+
+def _builtin_on(entry: dict[str, Any], location: Location, document: Document) -> Workload:
+    """A built-in workload on another data set: `{lenet-5: {data: mnist}}` is the workload lenet-5-mnist."""
+    name, options = next(iter(entry.items()))
+    with Placed(document, location):
+        registry.get_workload(name)
+    try:
+        data = WorkloadOptions.model_validate(options).data
+    except ValidationError as error:
+        raise explain(error, document, (*location, name), WorkloadOptions) from None
+    known = [item.name.removeprefix(f"{name}-") for item in registry.workloads() if item.name.startswith(f"{name}-")]
+    if data not in known:
+        where = document.position((*location, name, "data"))
+        raise InvalidInput(f"there is no {name} on '{data}'", where=where, do=did_you_mean(data, known))
+    return registry.get_workload(f"{name}-{data}")
 
 
 def _check_training(settings: Mapping[str, Any] | None, location: Location, document: Document) -> None:

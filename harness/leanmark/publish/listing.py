@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _COLUMNS = {
     "steps": ("name", "family", "summary"),
     "workloads": ("name", "metric", "title"),
+    "data": ("name", "here", "megabytes", "licence"),
     "suites": ("name", "recipes", "title"),
     "runtimes": ("name", "executes", "devices"),
     "runs": ("id", "suite", "cells", "complete", "started"),

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the 12,000 images that come with leanmark.
+"""Fashion-MNIST: the 12,000 images that come with leanmark, and all 70,000, which are fetched.
 
 10 classes of clothing, 28x28 pixels, one channel. Source: Xiao, Rasul, Vollgraf
 2017, arXiv 1708.07747; MIT licence. `tools/make_fashion_mnist_12k.py` made the file.
@@ -14,6 +14,7 @@ from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
 from leanmark.stages import Split
+from leanmark.workloads import idx
 
 FILE = "fashion-mnist-12k.npz"
 SHA256 = "714ed51e1104b38da5e5ef882afff566563e7d53c3aa53933abe19bad4bb8ddf"
@@ -38,6 +39,11 @@ def small_splits() -> dict[str, Split]:
             name: Split({"image": _normalized(archive[f"{name}_images"])}, archive[f"{name}_labels"].astype(np.int64))
             for name in SPLITS
         }
+
+
+def splits() -> dict[str, Split]:
+    """The four splits of the whole set; see `idx.splits`. Raises InvalidInput if the data are not here."""
+    return idx.splits("fashion-mnist", MEAN, STD)
 
 
 def _read() -> bytes:

@@ -1,4 +1,4 @@
-"""The LeNet workloads: known without torch, and their parts fit together."""
+"""The built-in workloads: known without torch, and their parts fit together."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ import sys
 import pytest
 import torch
 
+from leanmark import registry
 from leanmark.registry import Workload
 from leanmark.stages import build
-from leanmark.workloads.lenet import LENET_5, LENET_300_100
+from leanmark.workloads.data_sets import get_data_set
 from leanmark.workloads.splits import load
 
 
 def test_knowing_and_loading_them_imports_no_torch() -> None:
     program = (
-        "import sys; from leanmark.workloads import lenet, splits; "
-        "assert len(splits.load(lenet.LENET_5)) == 4; "
+        "import sys; from leanmark import registry; from leanmark.workloads import splits; "
+        "assert len(splits.load(registry.get_workload('lenet-5'))) == 4; "
         "print([name for name in ('torch', 'pydantic', 'pandas', 'onnx', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("workload", [LENET_300_100, LENET_5], ids=lambda workload: workload.name)
+BUILT_IN = [item for item in registry.workloads() if str(item.model).startswith("leanmark.")]
+
+
+@pytest.mark.parametrize("workload", BUILT_IN, ids=lambda workload: workload.name)
 def test_model_takes_the_data(workload: Workload) -> None:
+    for name in workload.needs:
+        if not get_data_set(name).is_here():
+            pytest.skip(f"`leanmark fetch {name}` has not been run")
     assert workload.model is not None
     assert workload.config is not None
     test = load(workload)["test"].head(4)
