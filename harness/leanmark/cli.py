@@ -25,6 +25,7 @@ from leanmark.cli_options import (
     Resume,
     Run,
     Runs,
+    Seeds,
     Suite,
     duration,
 )
@@ -64,6 +65,7 @@ def run(
     only: Only = None,
     budget: Budget = None,
     launches: Launches = None,
+    seeds: Seeds = None,
     jobs: Jobs = None,
     base: Base = None,
     base_python: BasePython = None,
@@ -89,7 +91,7 @@ def run(
         console,
         suite,
         gating.options(
-            out, only, budget, launches, jobs, resume, base, base_python, baseline, baselines, dirty, measure_all
+            out, only, budget, launches, jobs, resume, base, base_python, baseline, baselines, dirty, measure_all, seeds
         ),
     )
     if as_json:
@@ -111,13 +113,19 @@ def run(
 
 @app.command()
 def plan(
-    suite: Suite, only: Only = None, budget: Budget = None, launches: Launches = None, as_json: AsJson = False
+    suite: Suite,
+    only: Only = None,
+    budget: Budget = None,
+    launches: Launches = None,
+    seeds: Seeds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the cells of a suite and the time that a run should take; runs nothing."""
     from leanmark.planned import Options, plan_suite
     from leanmark.publish import listing
 
-    planned = plan_suite(suite, Options(only=tuple(only or ()), budget_seconds=budget, launches=launches))
+    options = Options(only=tuple(only or ()), budget_seconds=budget, launches=launches, seeds=tuple(seeds or ()))
+    planned = plan_suite(suite, options)
     expected = planned.estimate()
     facts = (planned.plan.suite.name, planned.plan.cells, expected.prepare_seconds, expected.measure_seconds)
     if as_json:
@@ -193,6 +201,29 @@ def report(
     print_run(store.read_run(folder), console)
     if folder.is_dir():
         console.print(f"Leaderboard: {page_of(folder)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or folders of runs, each of other seeds.")],
+    out: Runs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join runs of one suite that have different seeds to one run, with its page."""
+    from leanmark.cli_gate import page_of
+    from leanmark.judge import store
+    from leanmark.publish.console import make_console
+    from leanmark.publish.summary import print_run
+    from leanmark.runner import merge_runs
+
+    merged, folder = merge_runs(runs, out or store.default_runs())
+    page = page_of(folder)
+    if as_json:
+        typer.echo((folder / store.DOCUMENT).read_text(), nl=False)
+        return
+    console = make_console()
+    print_run(merged, console)
+    console.print(f"Leaderboard: {page}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -29,6 +29,10 @@ Launches = Annotated[
     int | None,
     typer.Option("--launches", min=4, max=1000, help="Fresh sets of worker processes; default: the suite's."),
 ]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Only this seed, whatever the suite says; repeatable."),
+]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Preparations side by side; default: all cores.")]
 Runs = Annotated[Path | None, typer.Option("--out", help="Folder of runs; default: $LEANMARK_RUNS or leanmark-runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

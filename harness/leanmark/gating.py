@@ -35,6 +35,7 @@ def options(
     folder: Path | None = None,
     dirty: bool = False,
     measure_all: bool = False,
+    seeds: Sequence[int] | None = None,
     command: str = "",
 ) -> Options:
     """What a command line says of a run. Raises InvalidInput where it contradicts itself."""
@@ -60,6 +61,7 @@ def options(
         dirty,
         measure_all,
         places,
+        tuple(seeds or ()),
     )
 
 

@@ -46,6 +46,7 @@ class Options:
     dirty: bool = False  # whether the work tree may have changes that are in no commit
     measure_all: bool = False  # also what is the same in both versions
     baselines: Path | None = None  # where a pinned baseline is looked for, to measure beside it too
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def plan_suite(name: str, options: Options) -> Planned:
         suite,
         budget_seconds=options.budget_seconds or suite.budget_seconds,
         launches=options.launches or suite.launches,
+        seeds=options.seeds or suite.seeds,
     )
     whole = make_plan(suite, supported)
     for pattern in suite.rules.cells:

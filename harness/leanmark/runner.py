@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from leanmark.comparing import compare_all, screening_of
 from leanmark.declare.plan import Plan
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.jsonable import canonical_json, from_json, to_json
+from leanmark.judge import merging
 from leanmark.judge import store as runs
 from leanmark.measure import environment
 from leanmark.measure.launches import stretch_seconds
@@ -196,6 +198,29 @@ def _check_same_plan(journal: runs.Journal, digest: str) -> None:
             f"the run {journal.folder.name} was begun with another plan",
             do="Resume with the same suite file and options, or start a new run.",
         )
+
+
+def merge_runs(names: Sequence[str], root: Path) -> tuple[Run, Path]:
+    """Join stored runs of one suite that have different seeds to a run of its own; returns it and its folder.
+
+    Raises InvalidInput where they do not fit together.
+    """
+    folders = [runs.find_run(name, root, finished=True) for name in names]
+    found = [runs.read_run(folder) for folder in folders]
+    merged = merging.merge(found)
+    first = next(index for index, run in enumerate(found) if run.seeds[0] == merged.seeds[0])
+    # Its latency is the first seed's, and so are the samples of it, where they still are.
+    stretches: dict[str, list[float]] = {}
+    if (folders[first] / runs.JOURNAL).exists():
+        stretches = stretches_of(found[first], folders[first])
+    folder = _new_folder(root, merged.suite)
+    merged = replace(merged, id=folder.name, command=shlex.join(["leanmark", "merge", *(run.id for run in found)]))
+    try:
+        runs.write_run(folder, merged, stretches)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return merged, folder
 
 
 def stretches_of(run: Run, folder: Path) -> dict[str, list[float]]:
