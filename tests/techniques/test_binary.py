@@ -1,0 +1,93 @@
+"""Binary weights are one number with both signs, found by training, and take a bit each in the file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from leanmark.errors import NotApplicable, PreparationError
+from leanmark.stages import Context, Split, TorchModel
+from leanmark.techniques.training import fit
+from techniques.test_pruning import Tied, apply, evidence, lenet_5, mlp, stored, weights
+
+# Classes that a few pixels tell, so that training a moment shows.
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 10, 640)
+PICTURES = RANDOM.normal(size=(640, 1, 28, 28)).astype(np.float32)
+PICTURES[np.arange(640), 0, LABELS, :] += 1.5
+TRAIN = Split({"image": PICTURES}, LABELS)
+CONTEXT = Context(lambda _: TRAIN, 0)
+
+
+@pytest.mark.parametrize("make", [mlp, lenet_5])
+def test_weights_are_one_bit_each(make, tmp_path: Path):
+    model = apply("quantize.binary", make(), CONTEXT, epochs=1)
+    for array in weights(model):
+        assert np.unique(np.abs(array)).size == 1
+        assert np.unique(array).size == 2
+    found = evidence("quantize.binary", model, tmp_path)
+    assert found.effective, found.reason
+    assert 1 <= found.facts["bits_per_weight"] < 1.1
+
+
+def test_it_learns_what_rounding_at_once_does_not():
+    def accuracy(model: TorchModel) -> float:
+        with torch.no_grad():
+            answers = model.module(torch.from_numpy(PICTURES)).argmax(dim=1).numpy()
+        return float((answers == LABELS).mean())
+
+    full = mlp()
+    fit(full.module, TRAIN, epochs=6, generator=torch.Generator().manual_seed(0))
+    at_once = mlp()
+    at_once.module.load_state_dict(full.module.state_dict())
+    with torch.no_grad():
+        for parameter in at_once.module.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(parameter.sign() * parameter.abs().mean())
+    trained = apply("quantize.binary", full, CONTEXT, epochs=6)
+    assert accuracy(trained) > accuracy(at_once) + 0.1
+
+
+def test_layers_may_be_kept(tmp_path: Path):
+    before = weights(mlp())
+    model = apply("quantize.binary", mlp(), CONTEXT, epochs=0.5, keep=("first", "last"))
+    after = weights(model)
+    assert [np.unique(array).size == 2 for array in after] == [False, True, False]
+    assert [array.shape for array in before] == [array.shape for array in after]
+    assert evidence("quantize.binary", model, tmp_path, keep=("first", "last")).effective
+    (tmp_path / "again").mkdir()
+    assert not evidence("quantize.binary", model, tmp_path / "again").effective
+
+
+def test_it_is_stored_and_loaded_as_it_answers(tmp_path: Path):
+    model = apply("quantize.binary", lenet_5(), CONTEXT, epochs=0.5)
+    again = stored(model, tmp_path / "a").load()
+    assert isinstance(again, TorchModel)
+    x = torch.from_numpy(PICTURES[:5])
+    assert torch.equal(again.module(x), model.module(x))
+
+
+def test_evidence_sees_what_a_later_step_did(tmp_path: Path):
+    model = apply("quantize.binary", mlp(), CONTEXT, epochs=0.5)
+    unpacked = replace(model, delivery=replace(model.delivery, packed=False))
+    assert "one bit each" in evidence("quantize.binary", unpacked, tmp_path).reason
+    fit(model.module, TRAIN, epochs=0.1, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "trained").mkdir()
+    assert "a later step moved them" in evidence("quantize.binary", model, tmp_path / "trained").reason
+
+
+def test_models_that_cannot_be_binary_say_so():
+    with pytest.raises(NotApplicable, match="one tensor"):
+        apply("quantize.binary", TorchModel(Tied().eval(), "x:y"), CONTEXT)
+    with pytest.raises(NotApplicable, match="no weight tensor"):
+        apply("quantize.binary", TorchModel(nn.Sequential(nn.Flatten()), "x:y"), CONTEXT)
+    with pytest.raises(NotApplicable, match="no weight tensor"):
+        apply("quantize.binary", mlp((8,)), CONTEXT, keep=("first", "last"))
+    broken = mlp()
+    with torch.no_grad():
+        broken.module.get_parameter("fc1.weight")[0, 0] = float("nan")
+    with pytest.raises(PreparationError, match="NaN or infinite"):
+        apply("quantize.binary", broken, CONTEXT)
