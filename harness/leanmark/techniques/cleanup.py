@@ -79,7 +79,7 @@ def _clean(model: ir.Model) -> None:
     rules = _rules()
     optimizer.inline(model)
     for _ in range(ROUNDS):
-        optimizer.fold_constants(model)
+        optimizer.fold_constants(model, should_fold=_may_be_computed)
         rewriter.rewrite(model, rules)
         passes.IdentityEliminationPass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -90,6 +90,11 @@ def _clean(model: ir.Model) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
+
+
+def _may_be_computed(node: ir.Node) -> bool | None:
+    """Integers stay integers: computing what they stand for would undo quantization. None: as its size says."""
+    return False if node.op_type == "DequantizeLinear" else None
 
 
 def _rules() -> list[RewriteRule]:

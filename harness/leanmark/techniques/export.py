@@ -75,11 +75,12 @@ def to_onnx(stage: TorchModel, ctx: Context, *, opset: Annotated[int, Ge(18), Le
 def _export(module: nn.Module, examples: Split, opset: int) -> ir.Model:
     import torch
 
+    module.eval()
     batch = torch.export.Dim("batch")
     arguments = tuple(torch.from_numpy(array.copy()) for array in examples.inputs.values())
     try:
         exported = torch.onnx.export(
-            module.eval(),
+            module,
             arguments,
             dynamo=True,
             external_data=False,
