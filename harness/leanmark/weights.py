@@ -11,7 +11,7 @@ zero means zero; their scales are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
@@ -60,7 +60,9 @@ def shared_parameters(module: nn.Module) -> dict[str, str]:
 def weight_tensors(artifact: Artifact) -> dict[str, Array]:
     """The weight tensors of an artifact by name: float, or integers less their zero point (int32)."""
     if artifact.stage is not Program:
-        return {name: array for name, array in artifact.tensors().items() if is_weight(array)}
+        tensors = artifact.tensors()
+        dense = {f"{path}.weight": _expanded(tensors, path, spec) for path, spec in sparse_layers(artifact).items()}
+        return {name: array for name, array in (tensors | dense).items() if is_weight(array)}
     from onnx import numpy_helper
 
     proto = artifact.proto()
@@ -78,6 +80,26 @@ def weight_tensors(artifact: Artifact) -> dict[str, Array]:
         else:
             weights[name] = _centred(node, kind, weights[name], stored)
     return {name: _as_numbers(array) for name, array in weights.items()}
+
+
+def sparse_layers(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
+    """The layers of a torch artifact that compute with sparse weights, by path, as its manifest describes them."""
+    found: dict[str, Mapping[str, Any]] = {}
+    pending = list(artifact.manifest.get("modules", {}).items())
+    while pending:
+        path, spec = pending.pop()
+        if spec["type"] == "SparseLinear":
+            found[path] = spec
+        pending += [(f"{path}.{key}" if path else key, child) for key, child in spec.get("children", ())]
+    return dict(sorted(found.items()))
+
+
+def _expanded(tensors: Mapping[str, Array], path: str, spec: Mapping[str, Any]) -> Array:
+    """The matrix that a layer's compressed sparse rows stand for."""
+    rows, columns, values = (tensors[f"{path}.{name}" if path else name] for name in ("rows", "columns", "values"))
+    matrix = np.zeros((spec["args"]["out_features"], spec["args"]["in_features"]), dtype=values.dtype)
+    matrix[np.repeat(np.arange(len(rows) - 1), np.diff(rows)), columns] = values
+    return matrix
 
 
 def is_quantized(weights: Mapping[str, Array]) -> bool:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from leanmark.errors import NotApplicable
 from leanmark.stages import TorchModel
-from techniques.test_pruning import apply, evidence, lenet_5, stored, weights
+from techniques.test_pruning import IMAGES, apply, evidence, lenet_5, mlp, stored, weights
 
 STEPS = ("encode.sparse", "encode.huffman", "encode.ans")
 
@@ -50,3 +52,34 @@ def test_a_code_without_anything_to_gain_is_ineffective(name: str, tmp_path: Pat
 def test_a_later_step_that_stores_otherwise_shows(name: str, tmp_path: Path):
     found = evidence(name, pruned_and_shared(), tmp_path)
     assert not found.effective
+
+
+# --- computing with what is compressed ------------------------------------------------------
+
+
+def test_linear_layers_compute_without_zeros(tmp_path: Path):
+    pruned = apply("prune.magnitude", mlp(), sparsity=0.9)
+    x = torch.from_numpy(IMAGES)
+    with torch.no_grad():
+        before = pruned.module(x)
+        model = apply("encode.sparse", pruned, execute="compressed")
+        assert torch.allclose(model.module(x), before, atol=1e-5)
+    artifact = stored(model, tmp_path / "stored")
+    again = artifact.load()
+    assert isinstance(again, TorchModel)
+    with torch.no_grad():
+        assert torch.equal(again.module(x), model.module(x))
+    assert evidence("encode.sparse", model, tmp_path, execute="compressed").facts["layers"] == 3
+    # What pruning did is still seen.
+    (tmp_path / "pruned").mkdir()
+    assert evidence("prune.magnitude", model, tmp_path / "pruned", sparsity=0.9).effective
+
+
+def test_without_zeros_there_is_nothing_to_leave_out():
+    with pytest.raises(NotApplicable, match="has a weight that is zero"):
+        apply("encode.sparse", mlp(), execute="compressed")
+
+
+def test_dense_layers_are_no_evidence_of_sparse_ones(tmp_path: Path):
+    pruned = apply("prune.magnitude", mlp(), sparsity=0.9)
+    assert not evidence("encode.sparse", pruned, tmp_path, execute="compressed").effective

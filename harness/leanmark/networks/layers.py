@@ -1,6 +1,8 @@
-"""Layers that torch has not, which steps put in the place of others."""
+"""Layers of leanmark's own: such as torch has not, or whose parts steps can take away."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -30,3 +32,65 @@ class LowRankPlusColumns(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.into(x)) + self.dense(x[..., self.chosen])
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself, in plain layers, with any number of heads.
+
+    Takes (N, length, width), gives the same shape. Its heads need not fill the width.
+    Source: Vaswani et al. 2017, Attention Is All You Need.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.width, self.heads, self.head_width = width, heads, head_width
+        inner = heads * head_width
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, length, _ = x.shape
+        parts = (layer(x).reshape(count, length, self.heads, self.head_width).transpose(1, 2)
+                 for layer in (self.query, self.key, self.value))  # fmt: skip
+        query, key, value = parts
+        weights = torch.softmax(query @ key.transpose(2, 3) / self.head_width**0.5, dim=3)
+        return self.out((weights @ value).transpose(1, 2).reshape(count, length, self.heads * self.head_width))
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose weights are kept, and multiplied, as compressed sparse rows.
+
+    Takes (N, in_features), gives (N, out_features); `nonzero` weights are not zero.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, in_features: int, out_features: int, nonzero: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.nonzero = in_features, out_features, nonzero
+        self.values = nn.Parameter(torch.zeros(nonzero))
+        self.register_buffer("rows", torch.zeros(out_features + 1, dtype=torch.int32))
+        self.register_buffer("columns", torch.zeros(nonzero, dtype=torch.int32))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self._matrix: Tensor | None = None
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+
+    def train(self, mode: bool = True) -> SparseLinear:
+        self._forget()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = self._matrix
+        if matrix is None:
+            shape = (self.out_features, self.in_features)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that compressed rows are in beta
+                matrix = torch.sparse_csr_tensor(self.rows, self.columns, self.values, shape, check_invariants=False)
+        if not self.training and not torch.is_grad_enabled():
+            self._matrix = matrix  # of what is only asked, the matrix is put together once
+        answer = (matrix @ x.T).T
+        return answer if self.bias is None else answer + self.bias
+
+    def _forget(self) -> None:
+        self._matrix = None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from leanmark import codecs, entropy
 from leanmark.arrays import numpy as np
 from leanmark.codecs import Coding
+from leanmark.errors import NotApplicable
 from leanmark.registry import ANY_STAGE, step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, TorchModel
+from leanmark.weights import sparse_layers
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _coded(artifact: Artifact, name: str, coding: Coding) -> Evidence:
@@ -44,9 +49,19 @@ def _entropy_bits(array: Any) -> float:
     return entropy.entropy_bits(counts)
 
 
-def sparse_coded(artifact: Artifact, _: Mapping[str, Any]) -> Evidence:
-    """Tensors that lie in the final file as a bit mask and what is not zero."""
-    return _coded(artifact, "encode.sparse", "bitmask")
+def sparse_coded(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
+    """Tensors that lie in the final file as a bit mask and what is not zero; or layers that compute without zeros."""
+    if params.get("execute", "decode") == "decode":
+        return _coded(artifact, "encode.sparse", "bitmask")
+    layers = sparse_layers(artifact)
+    facts = {
+        "layers": len(layers),
+        "nonzero": sum(int(spec["args"]["nonzero"]) for spec in layers.values()),
+        "file_bytes": sum(path.stat().st_size for path in artifact.files()),
+    }
+    if not layers:
+        return Evidence("encode.sparse", False, facts, "no layer of the final artifact computes with sparse weights")
+    return Evidence("encode.sparse", True, facts)
 
 
 def huffman_coded(artifact: Artifact, _: Mapping[str, Any]) -> Evidence:
@@ -69,19 +84,56 @@ def _with(stage: TorchModel | Program, coding: Coding) -> TorchModel | Program:
     consumes=ANY_STAGE,
     produces=None,
     evidence=sparse_coded,
-    exact=0.0,
-    libraries=("numpy",),
+    exact=1e-5,
+    libraries=("numpy", "torch"),
 )
-def sparse(stage: TorchModel | Program, ctx: Context) -> TorchModel | Program:
+def sparse(
+    stage: TorchModel | Program, ctx: Context, *, execute: Literal["decode", "compressed"] = "decode"
+) -> TorchModel | Program:
     """Store each weight tensor as one bit an element that says whether it is zero, and what is not zero.
 
     What is not zero lies there as it is, or, where it has few distinct values, as indices into a
     codebook. Tensors that are smaller otherwise are stored otherwise. The file is decoded whenever it is
     loaded: it is smaller, memory and speed are as before.
-    Evidence: tensors of the final file that are stored so, and bits an element.
+    execute: `decode` is that. `compressed` keeps the weights of linear layers as compressed sparse rows (CSR), in the
+    file and in memory, and multiplies with them: on torch only, and faster than dense ones only where nearly all
+    weights are zero.
+    Evidence: tensors of the final file that are stored so, and bits an element; or the layers that compute so.
     Source: Han et al. 2015, Learning both Weights and Connections (sparse storage).
     """
-    return _with(stage, "bitmask")
+    if execute == "decode":
+        return _with(stage, "bitmask")
+    if not isinstance(stage, TorchModel):
+        raise NotApplicable("onnxruntime has no products with sparse weights", do="Run it on torch, before any export.")
+    return stage.with_module(_with_sparse_layers(stage.module))
+
+
+def _with_sparse_layers(module: nn.Module) -> nn.Module:
+    """The module with every linear layer that has zeros computing without them."""
+    import torch
+    from torch import nn
+
+    from leanmark.networks.layers import SparseLinear
+
+    found = {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
+    found = {name: part for name, part in found.items() if bool((part.weight == 0).any())}
+    if not found:
+        raise NotApplicable("no linear layer of this model has a weight that is zero", do="Prune it before.")
+    for name, part in found.items():
+        matrix = part.weight.detach().to_sparse_csr()
+        bias: Any = part.bias  # None where there is none, which torch's types do not say
+        layer = SparseLinear(part.in_features, part.out_features, matrix.values().numel(), bias is not None)
+        with torch.no_grad():
+            layer.values.copy_(matrix.values())
+            layer.rows.copy_(matrix.crow_indices())
+            layer.columns.copy_(matrix.col_indices())
+            if layer.bias is not None:
+                layer.bias.copy_(bias)
+        if not name:
+            return layer
+        parent, _, own = name.rpartition(".")
+        setattr(module.get_submodule(parent), own, layer)
+    return module
 
 
 @step(

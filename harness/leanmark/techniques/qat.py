@@ -89,10 +89,11 @@ def qat(
         progress=ctx.progress,
     )
     with quiet():
-        from torchao.quantization.pt2e import allow_exported_model_train_eval
+        from torchao.quantization import pt2e
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        converted = allow_exported_model_train_eval(convert_pt2e(prepared))
+        graph = convert_pt2e(prepared)
+        converted = pt2e.allow_exported_model_train_eval(graph)  # pyright: ignore[reportPrivateUsage]
     plain = export.to_onnx(TorchModel(converted, model.builder, model.config, model.delivery), ctx)
     program = cleanup.clean(plain, ctx)
     proto = program.proto()
@@ -123,7 +124,7 @@ def _prepared(module: nn.Module, ctx: Context, reduce_range: bool) -> Any:
         ) from error
     finally:
         module.eval()
-    return pt2e.allow_exported_model_train_eval(prepared)
+    return pt2e.allow_exported_model_train_eval(prepared)  # pyright: ignore[reportPrivateUsage]
 
 
 def _quantizer(reduce_range: bool) -> Any:

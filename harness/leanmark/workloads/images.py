@@ -13,6 +13,7 @@ _NETWORKS = {
     "lenet-300-100": ("LeNet-300-100", "leanmark.networks.lenet:build_lenet_300_100"),
     "lenet-5": ("LeNet-5", "leanmark.networks.lenet:build_lenet_5"),
     "mlp-1024": ("MLP 3 x 1,024", "leanmark.networks.plain:build_wide_mlp"),
+    "row-encoder": ("Row encoder", "leanmark.networks.encoder:build_row_encoder"),
     "resnet-8": ("ResNet-8", "leanmark.networks.resnet:build_resnet_8"),
 }
 # Each data set: what a workload's name ends with, its title, and the function that gives its splits.
@@ -29,6 +30,8 @@ _EPOCHS = {
     ("lenet-5", "fashion-mnist"): 8,
     ("lenet-5", "mnist"): 8,
     ("mlp-1024", "mnist"): 10,
+    ("row-encoder", ""): 8,
+    ("row-encoder", "fashion-mnist"): 5,
     ("resnet-8", ""): 8,
     ("resnet-8", "fashion-mnist"): 5,
 }
