@@ -179,10 +179,12 @@ def plan_suite(name: str, options: Options) -> Planned:
         seeds=options.seeds or suite.seeds,
     )
     whole = make_plan(suite, supported)
-    for pattern in suite.rules.cells:
+    patterns = dict.fromkeys(suite.rules.cells, "gate's limits")
+    patterns |= {claim.cell: "published figures" for claim in suite.claims}
+    for pattern, what in patterns.items():
         if not any(fits(cell.id, pattern) for cell in whole.cells):
             raise InvalidInput(
-                f"the gate's limits for '{pattern}' fit no cell",
+                f"the {what} for '{pattern}' fit no cell",
                 where=suite.file,
                 do="`leanmark plan` lists the cells.",
             )

@@ -341,6 +341,19 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a paper reports for the cells that a pattern fits.
+
+    figures: by the names of `claims.FIGURES`. Factors are times, `error` and `no_loss` fractions; `no_loss` is the
+    margin of a test for non-inferiority: the largest loss of the metric that counts as none.
+    """
+
+    cell: str
+    source: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Run:
     """All results of one execution of a suite on one machine."""
 
@@ -359,6 +372,7 @@ class Run:
     only: tuple[str, ...] = ()  # the texts by which cells were selected, where not all were
     rules: Rules = field(default_factory=Rules)
     bases: tuple[Base, ...] = ()
+    claims: tuple[Claim, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_frame(self) -> pd.DataFrame:

@@ -136,6 +136,7 @@ def _document(
         only=planned.only,
         rules=plan.suite.rules,
         bases=bases,
+        claims=plan.suite.claims,
     )
     runs.write_run(journal.folder, run, _stretches(plan, findings))
     return run

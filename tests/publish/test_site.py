@@ -19,7 +19,7 @@ from leanmark.errors import InvalidInput
 from leanmark.publish import leaderboard, site
 from leanmark.publish.numbers import MISSING
 from leanmark.publish.site import Asset, Scale
-from leanmark.results import Base, Comparison, Interval, Run
+from leanmark.results import Base, Claim, Comparison, Interval, Role, Run
 
 BODILESS = {"meta", "link", "input", "br", "img"}
 
@@ -287,3 +287,18 @@ def test_facts_of_any_kind_are_text():
         ("on", "true"),
     ]
     assert site.fact_text({"int8": 3, "float32": [1, 2.5]}) == "int8: 3, float32: 1, 2.5"
+
+
+def test_published_figures_stand_beside_the_runs_own(hostile: str):
+    def shape(text: str) -> set[tuple[str, tuple[str, ...]]]:
+        return {(tag, tuple(attributes)) for tag, attributes in Reader(text).tags}
+
+    run = runs.realistic_run()
+    chosen = next(item for item in run.results if item.cell.role is Role.VARIANT and item.footprint is not None)
+    with_claim = page(replace(run, claims=(Claim(chosen.cell.id, "A. Author 1990", {"smaller": 40.0}),)))
+    assert "Published, and here" in with_claim
+    assert "A. Author 1990" in with_claim
+    assert "40x" in with_claim
+    assert "Published, and here" not in page(run)
+    attacked = page(replace(runs.hostile_run(), claims=(Claim("*", runs.HOSTILE, {"smaller": 40.0, "error": 0.1}),)))
+    assert shape(attacked) <= shape(hostile) | shape(with_claim)

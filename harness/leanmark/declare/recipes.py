@@ -153,7 +153,10 @@ def stage_problem(recipe: Recipe, start: type[Stage]) -> tuple[int, str, str] | 
             bridges = [
                 bridge.name
                 for bridge in registry.steps()
-                if stage in bridge.consumes and bridge.produces is wanted and wanted not in bridge.consumes
+                if stage in bridge.consumes
+                and bridge.produces is wanted
+                and wanted not in bridge.consumes
+                and bridge.family == "export"  # others do more than that
             ]
             what = f"{step.name} consumes a {wanted.__name__}, but {origin} produces a {stage.__name__}"
             return index, what, f"Put {' or '.join(bridges)} between them." if bridges else "Reorder the steps."

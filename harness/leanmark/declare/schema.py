@@ -156,6 +156,25 @@ class GateDeclaration(LimitsDeclaration):
     allow: list[AllowDeclaration] = Field(default_factory=list)
 
 
+Factor = Annotated[float, Field(gt=0)]
+
+
+class ClaimDeclaration(_Strict):
+    """What a paper reports for some cells: how many times less or faster, and the error.
+
+    `no_loss` is the margin within which a loss of the metric counts as none.
+    """
+
+    cell: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    fewer_weights: Factor | None = None
+    fewer_macs: Factor | None = None
+    smaller: Factor | None = None
+    faster: Factor | None = None
+    error: Tolerance | None = None
+    no_loss: Tolerance | None = None
+
+
 class WorkloadOptions(_Strict):
     """What a built-in workload can be given: another data set."""
 
@@ -197,6 +216,7 @@ class SuiteDeclaration(_Strict):
     prepare: PrepareDeclaration = PrepareDeclaration()
     measure: MeasureDeclaration = MeasureDeclaration()
     gate: GateDeclaration = GateDeclaration()
+    claims: list[ClaimDeclaration] = Field(default_factory=list)
     controls: Switch = True
     plugins: list[str] = Field(default_factory=list)
 

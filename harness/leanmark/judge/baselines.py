@@ -169,7 +169,11 @@ def _cut_down(run: Run) -> Run:
     ]
     environment = {key: run.environment[key] for key in _FIXED if key in run.environment}
     return replace(
-        run, results=tuple(sorted(kept, key=lambda result: result.cell.id)), environment=environment, warnings=()
+        run,
+        results=tuple(sorted(kept, key=lambda result: result.cell.id)),
+        environment=environment,
+        warnings=(),
+        claims=(),
     )
 
 

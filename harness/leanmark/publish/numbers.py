@@ -73,6 +73,29 @@ def difference(found: Quality | None) -> Figure:
     return Figure(signed(paired.value, 3), f"[{signed(paired.low, 3)}, {signed(paired.high, 3)}]")
 
 
+def published(figure: str, value: float) -> str:
+    """A figure of a paper: ``12x``, ``1.59 %``, ``0.1 pp``."""
+    if figure == "error":
+        return f"{100 * value:.4g} %"
+    return f"{100 * value:.4g} pp" if figure == "no_loss" else f"{value:.4g}x"
+
+
+def claimed(figure: str, here: Interval | None) -> Figure:
+    """The same figure as a run has it, with its interval where it was not just counted."""
+    if here is None or not _finite(here):
+        return NOTHING
+    if figure in ("error", "no_loss"):
+        shown = signed if figure == "no_loss" else _fixed
+        unit = "pp" if figure == "no_loss" else "%"
+        return Figure(
+            f"{shown(100 * here.value, 2)} {unit}", f"[{shown(100 * here.low, 2)}, {shown(100 * here.high, 2)}]"
+        )
+    places = 2 if here.value < 10 else 1
+    if here.n == 0:
+        return Figure(f"{here.value:.{places}f}x")
+    return Figure(f"{here.value:.{places}f}x", f"[{here.low:.{places}f}, {here.high:.{places}f}]")
+
+
 def is_percentage(metric: str) -> bool:
     """Whether scores of this metric are fractions, to be shown in percent."""
     return metric in PERCENT_METRICS

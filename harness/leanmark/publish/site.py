@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
+from leanmark import claims
 from leanmark.errors import InvalidInput
 from leanmark.jsonable import Json
 from leanmark.publish import leaderboard, numbers, plot
@@ -143,6 +144,7 @@ class Page:
             versions=leaderboard.versions(run.environment),
             commit=leaderboard.commit(run),
             environment=list(flat(run.environment)),
+            claims=claims.beside(run),
             plot_data=self.plot_data,
             style=Asset.style((folder / "page.css").read_text(encoding="utf-8")),
             script=Asset.script((folder / "page.js").read_text(encoding="utf-8")),
@@ -176,6 +178,8 @@ def _environment() -> Environment:
         "ratio": numbers.ratio,
         "score": numbers.quality,
         "difference": numbers.difference,
+        "published": numbers.published,
+        "claimed": numbers.claimed,
         "name": _name,
         "short": _short,
         "step": step_text,

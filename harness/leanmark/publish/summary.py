@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from leanmark import claims
 from leanmark.publish import leaderboard, numbers
 from leanmark.publish.leaderboard import EAGER_TITLE, LATENCY_TITLE, Group, Row
 from leanmark.publish.numbers import Figure, visible
@@ -43,9 +44,32 @@ def print_run(run: Run, console: Console) -> None:
     for group, members in leaderboard.groups(table).items():
         console.print()
         _print_group(group, members, front, console)
+    _print_claims(run, console)
     console.print()
     for line in _footer(run, table):
         console.print(Text(line, style="dim"))
+
+
+def _print_claims(run: Run, console: Console) -> None:
+    """What papers report, beside what was found: a cell and its source, then a line a figure."""
+    from rich.text import Text
+
+    found = claims.beside(run)
+    if not found:
+        return
+    console.print()
+    console.print(Text("Published, and here", style="bold cyan"))
+    last = ("", "")
+    for item in found:
+        if (item.cell, item.source) != last:
+            last = (item.cell, item.source)
+            console.print(Text(visible(item.cell, 200)))
+            console.print(_indented(Text(visible(item.source, 300), style="dim")))
+        here = numbers.claimed(item.figure, item.here)
+        text = f"{item.figure.replace('_', ' '):14} {numbers.published(item.figure, item.paper):>8}   {here}"
+        console.print(
+            _indented(Text(f"{text}  {item.finding}{f' ({visible(item.reason, 200)})' if item.reason else ''}"))
+        )
 
 
 def _print_group(group: Group, members: Sequence[Row], front: frozenset[str], console: Console) -> None:
