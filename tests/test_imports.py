@@ -22,7 +22,7 @@ LAYERS = [
     {"stages"},
     {"graphs", "weights", "counting", "registry", "processes"},
     {"jobs"},
-    {"techniques", "workloads", "networks", "runtimes"},
+    {"techniques", "workloads", "networks", "runtimes", "openvino_runtime"},
     {"declare", "prepare", "measure", "judge", "publish"},
     {"planned", "assembly", "power"},
     {"preparing", "inspecting", "measuring"},

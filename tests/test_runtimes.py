@@ -18,6 +18,7 @@ from leanmark import runtimes
 from leanmark.arrays import Array
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.networks.lenet import build_lenet_5
+from leanmark.openvino_runtime import load_openvino
 from leanmark.registry import get_runtime, get_step
 from leanmark.runtimes import Session, load_onnxruntime, load_torch, supported
 from leanmark.stages import Artifact, Delivery, Program, TorchModel, save
@@ -70,10 +71,11 @@ def session(runtime: str, module: torch.nn.Module, folder: Path, packed: bool = 
     if runtime == "torch":
         stage = TorchModel(module, "leanmark.networks.lenet:build_lenet_5", delivery=delivery)
         return load_torch(artifact_of(stage, folder / "torch"), 1, "cpu")
-    return load_onnxruntime(artifact_of(replace(lenet_5(module), delivery=delivery), folder / "onnx"), 1, "cpu")
+    load = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}[runtime]
+    return load(artifact_of(replace(lenet_5(module), delivery=delivery), folder / "onnx"), 1, "cpu")
 
 
-RUNTIMES = pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+RUNTIMES = pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
 
 
 @RUNTIMES

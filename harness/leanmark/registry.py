@@ -171,7 +171,8 @@ def load_builtins() -> None:
             _loaded.add(package)
             for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
                 importlib.import_module(f"{package}.{module.name}")
-    importlib.import_module("leanmark.runtimes")
+    for module in ("leanmark.runtimes", "leanmark.openvino_runtime"):
+        importlib.import_module(module)
     if "entry points" not in _loaded:
         from importlib.metadata import entry_points
 

@@ -220,7 +220,7 @@ def load_torch_compile(artifact: Artifact, threads: int, device: str) -> Session
 # --- onnxruntime ----------------------------------------------------------------------
 
 
-class _WithoutEvents:
+class WithoutEvents:
     """What a runtime that shows nothing of a device answers."""
 
     def event_seconds(self, _bound: Any, /) -> float | None:
@@ -230,7 +230,7 @@ class _WithoutEvents:
         return None
 
 
-class _OnnxSession(_WithoutEvents):
+class _OnnxSession(WithoutEvents):
     """An onnxruntime session on the CPU."""
 
     def __init__(self, session: Any) -> None:
@@ -246,7 +246,7 @@ class _OnnxSession(_WithoutEvents):
         return [np.asarray(array) for array in raw]
 
 
-class _OnnxCudaSession(_WithoutEvents):
+class _OnnxCudaSession(WithoutEvents):
     """An onnxruntime session on a CUDA device; inputs and outputs stay there."""
 
     def __init__(self, session: Any) -> None:
