@@ -126,7 +126,8 @@ def _step_choices(
 
 
 def _label(value: object) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]", "-", f"{value:g}" if isinstance(value, float) else str(value))
+    shown = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", shown)
 
 
 def check_chain(recipe: Recipe, location: Location, workloads: Sequence[Workload], document: Document) -> None:

@@ -55,13 +55,13 @@ def qat(
     are a moving average of what was seen; gradients pass the rounding as if it were not there.
     learning_rate: the highest, as in train.finetune. batch_size: examples a step.
     reduce_range: use 7 of the weights' 8 bits, as in quantize.static, for x86 processors without VNNI.
-    preserve: `sparsity` keeps zeros zero, as in train.finetune; `clusters` keeps what shares a value sharing one
-    until it is rounded.
+    preserve: `sparsity` keeps zeros zero, and `clusters` what shares a value sharing one, as in train.finetune; with
+    clusters a tensor has one scale, since a scale for each channel would part them.
     loss, label_smoothing: as in train.finetune.
 
-    Weights have a scale for each output channel, activations are uint8. Where onnxruntime computes with integers, the
-    program has QuantizeLinear and DequantizeLinear around: convolutions and linear layers with what follows them,
-    additions, pooling and reshaping between.
+    Weights are int8 with a scale for each output channel, activations uint8. QuantizeLinear and DequantizeLinear stand
+    around what onnxruntime computes with integers: convolutions and linear layers with what follows them, additions,
+    pooling and reshaping between.
     Evidence: as for quantize.static: at least half of the final program's weights are 8-bit integers, and operators
     compute with them.
     Source: Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -73,7 +73,7 @@ def qat(
     for name, weight in weights.items():
         finite_values(name, weight)
     with quiet():
-        prepared = _prepared(model.module, ctx, reduce_range)
+        prepared = _prepared(model.module, ctx, reduce_range, per_channel="clusters" not in preserve)
     after_backward, after_step = keeping(prepared, preserve)
     fit(
         prepared,
@@ -101,7 +101,7 @@ def qat(
     return canonical_program(program, proto)
 
 
-def _prepared(module: nn.Module, ctx: Context, reduce_range: bool) -> Any:
+def _prepared(module: nn.Module, ctx: Context, reduce_range: bool, per_channel: bool) -> Any:
     """The module as a graph that rounds as int8 will, batch norms folded into what it rounds."""
     import torch
     from torchao.quantization import pt2e
@@ -115,7 +115,7 @@ def _prepared(module: nn.Module, ctx: Context, reduce_range: bool) -> Any:
             graph = torch.export.export(
                 module.train(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments)
             ).module()
-            prepared = prepare_qat_pt2e(graph, _quantizer(reduce_range))
+            prepared = prepare_qat_pt2e(graph, _quantizer(reduce_range, per_channel))
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "no message")
         raise PreparationError(
@@ -127,7 +127,7 @@ def _prepared(module: nn.Module, ctx: Context, reduce_range: bool) -> Any:
     return pt2e.allow_exported_model_train_eval(prepared)  # pyright: ignore[reportPrivateUsage]
 
 
-def _quantizer(reduce_range: bool) -> Any:
+def _quantizer(reduce_range: bool, per_channel: bool) -> Any:
     """Says where values are rounded, so that onnxruntime finds integers on every side of what it computes with them."""
     import torch
     from torch.fx import GraphModule, Node
@@ -166,10 +166,11 @@ def _quantizer(reduce_range: bool) -> Any:
         dtype=torch.int8,
         quant_min=-top,
         quant_max=top,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        ch_axis=0 if per_channel else None,
         observer_or_fake_quant_ctr=FusedMovingAvgObsFakeQuantize.with_args(
-            observer=MovingAveragePerChannelMinMaxObserver, eps=2**-12
+            observer=MovingAveragePerChannelMinMaxObserver if per_channel else MovingAverageMinMaxObserver,
+            eps=2**-12,
         ),
     )
 

@@ -14,6 +14,7 @@ from leanmark.graphs import canonical, canonical_program, import_onnxruntime, no
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, Split
+from leanmark.techniques.training import Preserve
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -154,6 +155,7 @@ def static(
     activations: Literal["uint8", "int8", "uint16", "int16"] = "uint8",
     samples: Annotated[int, Ge(1)] = 200,
     reduce_range: bool = True,
+    preserve: tuple[Preserve, ...] = (),
 ) -> Program:
     """Store weights as int8 and quantize activations by ranges seen in calibration.
 
@@ -168,6 +170,8 @@ def static(
     without VNNI add pairs of products in 16 bits, which overflow with 8: on such a one,
     the answers of a LeNet-5 with random weights moved by 11 % of the largest with 8 bits,
     by 2 % with 7.
+    preserve: `clusters` gives each tensor one scale whatever per_channel says, so that weights that share a value still
+    do; `sparsity` needs nothing, since zero stays zero.
     The program holds QuantizeLinear and DequantizeLinear pairs, which onnxruntime joins
     with the operators between them. Batch norms are folded into the convolutions before.
     Evidence: at least half of the program's weights are 8-bit integers, and there are
@@ -195,7 +199,7 @@ def static(
             calibration_cache_path=ranges,
             calibrate_method=method,
             quant_format=QuantFormat.QDQ,
-            per_channel=per_channel,
+            per_channel=per_channel and "clusters" not in preserve,
             reduce_range=reduce_range and activations in ("uint8", "int8"),
             activation_type=kinds[activations],
             weight_type=QuantType.QInt8,
