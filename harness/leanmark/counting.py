@@ -7,7 +7,7 @@ counters gave six answers for one network.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanmark.arrays import Array
 from leanmark.results import Footprint
@@ -31,10 +31,21 @@ def macs(model: TorchModel, inputs: Mapping[str, Array]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     one = [torch.from_numpy(array[:1].copy()) for array in inputs.values()]
+    spared = [0]
+
+    def spare(layer: Any, arguments: Any, _: Any) -> None:
+        rows = arguments[0].numel() // layer.in_features
+        spared[0] += rows * (layer.in_features * layer.out_features - layer.nonzero)
+
+    # The counter takes a product with a sparse matrix for one with a dense one.
+    sparse = [part for part in model.module.modules() if type(part).__name__ == "SparseLinear"]
+    hooks = [part.register_forward_hook(spare) for part in sparse]
     # The counter does not know the CPU's fused attention; as matrix products it counts.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.module(*one)
-    return counter.get_total_flops() // 2
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops() // 2 - spared[0]
 
 
 def parameter_counts(model: TorchModel) -> tuple[int, int]:

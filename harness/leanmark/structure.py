@@ -66,7 +66,14 @@ def describe(module: nn.Module, path: str) -> Spec:
         if argument == "bias":
             value = value is not None
         values[argument] = list(value) if isinstance(value, tuple) else value
-    return {"type": name, "args": values}
+    spec: Spec = {"type": name, "args": values}
+    if next(module.children(), None) is not None:  # a layer of leanmark's own, in which a step may have changed one
+        fresh, inside = construct(spec), dict[str, Spec]()
+        for key, child in module.named_children():
+            _compare(fresh.get_submodule(key), child, key, inside)
+        if inside:
+            spec["inside"] = inside
+    return spec
 
 
 def construct(spec: Mapping[str, Any]) -> nn.Module:
@@ -83,7 +90,7 @@ def construct(spec: Mapping[str, Any]) -> nn.Module:
         raise InvalidInput(f"an artifact describes an unknown module {name!r}")
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in spec["args"].items()}
     home = importlib.import_module(_OWN[name][0]) if name in _OWN else nn
-    return getattr(home, name)(**args)
+    return apply_patches(getattr(home, name)(**args), spec.get("inside", {}))
 
 
 def patches(fresh: nn.Module, changed: nn.Module) -> dict[str, Spec]:

@@ -90,7 +90,8 @@ def sparse_layers(artifact: Artifact) -> dict[str, Mapping[str, Any]]:
         path, spec = pending.pop()
         if spec["type"] == "SparseLinear":
             found[path] = spec
-        pending += [(f"{path}.{key}" if path else key, child) for key, child in spec.get("children", ())]
+        inner = [*spec.get("children", ()), *spec.get("inside", {}).items()]
+        pending += [(f"{path}.{key}" if path else key, child) for key, child in inner]
     return dict(sorted(found.items()))
 
 

@@ -1,14 +1,17 @@
 """Coded files are smaller, decode to the same weights, and say how near their entropy they come."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from leanmark.counting import macs
 from leanmark.errors import NotApplicable
 from leanmark.stages import TorchModel
-from techniques.test_pruning import IMAGES, apply, evidence, lenet_5, mlp, stored, weights
+from techniques.test_parts import encoder
+from techniques.test_pruning import IMAGES, Tied, apply, evidence, lenet_5, mlp, stored, weights
 
 STEPS = ("encode.sparse", "encode.huffman", "encode.ans")
 
@@ -58,7 +61,7 @@ def test_a_later_step_that_stores_otherwise_shows(name: str, tmp_path: Path):
 
 
 def test_linear_layers_compute_without_zeros(tmp_path: Path):
-    pruned = apply("prune.magnitude", mlp(), sparsity=0.9)
+    pruned = apply("prune.magnitude", mlp(), sparsity=0.9, scope="layer")
     x = torch.from_numpy(IMAGES)
     with torch.no_grad():
         before = pruned.module(x)
@@ -76,10 +79,32 @@ def test_linear_layers_compute_without_zeros(tmp_path: Path):
 
 
 def test_without_zeros_there_is_nothing_to_leave_out():
-    with pytest.raises(NotApplicable, match="has a weight that is zero"):
+    with pytest.raises(NotApplicable, match="zeros enough"):
         apply("encode.sparse", mlp(), execute="compressed")
 
 
 def test_dense_layers_are_no_evidence_of_sparse_ones(tmp_path: Path):
     pruned = apply("prune.magnitude", mlp(), sparsity=0.9)
     assert not evidence("encode.sparse", pruned, tmp_path, execute="compressed").effective
+
+
+def test_sequences_are_multiplied_too_and_shared_weights_are_not_parted():
+    pruned = apply("prune.magnitude", encoder(), sparsity=0.9)
+    x = torch.from_numpy(IMAGES)
+    with torch.no_grad():
+        before = pruned.module(x)
+        model = apply("encode.sparse", pruned, execute="compressed")
+        assert torch.allclose(model.module(x), before, atol=1e-5)
+        assert torch.allclose(copy.deepcopy(model.module)(x), before, atol=1e-5)
+    tied = apply("prune.magnitude", TorchModel(Tied().eval(), "x:y"), sparsity=0.9, scope="layer")
+    with pytest.raises(NotApplicable, match="share their weights"):
+        apply("encode.sparse", tied, execute="compressed")
+    with pytest.raises(NotApplicable, match="no products with sparse weights"):
+        apply("export.onnx", model)
+
+
+def test_multiplications_that_are_spared_do_not_count():
+    pruned = apply("prune.magnitude", mlp((300, 100)), sparsity=0.9, scope="layer")
+    images = {"image": IMAGES}
+    dense = macs(pruned, images)
+    assert macs(apply("encode.sparse", pruned, execute="compressed"), images) == pytest.approx(0.1 * dense, rel=0.01)

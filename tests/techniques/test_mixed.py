@@ -95,3 +95,8 @@ def test_what_cannot_be_rounded_so_is_told():
         broken.module.get_parameter("fc1.weight")[0, 0] = float("inf")
     with pytest.raises(PreparationError, match="NaN or infinite"):
         apply("quantize.mixed", broken, CONTEXT)
+
+
+def test_no_zero_is_a_negative_one():
+    for array in weights(apply("quantize.mixed", mlp(), CONTEXT, bits=3)):
+        assert not np.signbit(array[array == 0]).any()

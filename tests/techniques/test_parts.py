@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from leanmark.errors import NotApplicable
+from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.encoder import build_row_encoder
 from leanmark.networks.layers import SelfAttention
 from leanmark.networks.resnet import build_resnet_8
-from leanmark.stages import TorchModel
+from leanmark.stages import Context, Split, TorchModel
 from techniques.test_binary import CONTEXT, PICTURES
 from techniques.test_pruning import apply, evidence, lenet_5, stored
 
@@ -108,3 +108,25 @@ def test_models_without_such_parts_say_so():
     with pytest.raises(NotApplicable, match="only 1 of 2 blocks"):
         apply("prune.layers", resnet(), CONTEXT, count=2)
     assert np.isfinite(answers(resnet()).numpy()).all()
+
+
+def test_too_few_to_remove_one_is_told():
+    with pytest.raises(PreparationError, match="less than one"):
+        apply("prune.heads", encoder(), CONTEXT, ratio=0.01)
+
+
+def test_without_targets_there_is_no_loss_to_go_by():
+    context = Context(lambda _: Split({"image": PICTURES[:8]}), 0)
+    with pytest.raises(NotApplicable, match="no targets"):
+        apply("prune.heads", encoder(), context, ratio=0.5)
+
+
+def test_weights_lost_elsewhere_are_no_heads(tmp_path: Path):
+    (tmp_path / "torch").mkdir()
+    slim = apply("lowrank.svd", encoder(), CONTEXT, ratio=0.25, min_size=500)
+    assert not evidence("prune.heads", slim, tmp_path / "torch", encoder(), ratio=0.5).effective
+
+
+def test_blocks_are_gone_whatever_comes_after(tmp_path: Path):
+    model = apply("lowrank.tucker", apply("prune.layers", resnet(), CONTEXT), CONTEXT, ratio=0.5, min_size=100)
+    assert evidence("prune.layers", model, tmp_path, resnet(), count=1).effective

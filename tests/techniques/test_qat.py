@@ -14,6 +14,7 @@ from leanmark.stages import Program, TorchModel
 from leanmark.techniques.training import fit
 from leanmark.weights import count_zeros, weight_tensors
 from techniques.test_binary import CONTEXT, LABELS, PICTURES, TRAIN
+from techniques.test_parts import encoder, resnet
 from techniques.test_pruning import apply, evidence, lenet_5, mlp, stored
 
 
@@ -53,6 +54,17 @@ def test_every_product_runs_on_integers(tmp_path: Path):
     assert not {"Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm"} & set(found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "products"), [(resnet, 10), (encoder, 14)])
+def test_residuals_norms_and_sequences_do_too(make, products: int, tmp_path: Path):
+    program = apply("quantize.qat", make(), CONTEXT, epochs=0.2)
+    found = evidence("quantize.qat", program, tmp_path)
+    assert found.effective, found.reason
+    assert found.facts["integer_operators"] >= products
+    assert found.facts["weights_in_integer_operators"] > 0.95
+    assert np.isfinite(answers(program)).all()
+
+
 def test_zeros_stay_where_they_are_to_be_kept(tmp_path: Path):
     pruned = apply("prune.magnitude", trained(), CONTEXT, sparsity=0.8)
     zeros = sum(int((p == 0).sum()) for p in pruned.module.parameters() if p.dim() > 1)
@@ -89,6 +101,10 @@ class Untraceable(nn.Module):
 
 
 def test_models_that_cannot_be_trained_so_say_why():
+    other = resnet()
+    other.module.get_submodule("norm").eps = 1e-3  # type: ignore[assignment]
+    with pytest.raises(NotApplicable, match="epsilon"):
+        apply("quantize.qat", other, CONTEXT)
     with pytest.raises(PreparationError, match="cannot trace this model"):
         apply("quantize.qat", TorchModel(Untraceable().eval(), "x:y"), CONTEXT)
     with pytest.raises(NotApplicable, match="no weight tensor"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class LowRankPlusColumns(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """What is added to every answer."""
-        return self.out.bias
+        last: Any = self.out[-1] if isinstance(self.out, nn.Sequential) else self.out  # a step may have split it
+        return last.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.into(x)) + self.dense(x[..., self.chosen])
@@ -57,10 +59,14 @@ class SelfAttention(nn.Module):
         return self.out((weights @ value).transpose(1, 2).reshape(count, length, self.heads * self.head_width))
 
 
+def _forgetting(layer: nn.Module, _: Any) -> None:
+    layer.train(layer.training)
+
+
 class SparseLinear(nn.Module):
     """A linear layer whose weights are kept, and multiplied, as compressed sparse rows.
 
-    Takes (N, in_features), gives (N, out_features); `nonzero` weights are not zero.
+    Takes (…, in_features), gives (…, out_features); `nonzero` weights are not zero.
     """
 
     rows: Tensor
@@ -74,7 +80,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("columns", torch.zeros(nonzero, dtype=torch.int32))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self._matrix: Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+        self.register_load_state_dict_post_hook(_forgetting)
 
     def train(self, mode: bool = True) -> SparseLinear:
         self._forget()
@@ -89,8 +95,15 @@ class SparseLinear(nn.Module):
                 matrix = torch.sparse_csr_tensor(self.rows, self.columns, self.values, shape, check_invariants=False)
         if not self.training and not torch.is_grad_enabled():
             self._matrix = matrix  # of what is only asked, the matrix is put together once
-        answer = (matrix @ x.T).T
+        answer = (matrix @ x.reshape(-1, self.in_features).T).T.reshape(*x.shape[:-1], self.out_features)
         return answer if self.bias is None else answer + self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_matrix": None}  # a copy puts its own together
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseLinear:
+        self._forget()
+        return super()._apply(fn, recurse)
 
     def _forget(self) -> None:
         self._matrix = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Keep = Literal["first", "last"]
+_CODEBOOK_BYTES = 8
 
 
 def one_bit_each(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -48,7 +49,7 @@ def one_bit_each(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
 
 def _is_binary(array: Array) -> bool:
     values = np.unique(array)
-    return values.size <= 2 and bool(np.unique(np.abs(values)).size == 1) and bool(values.all())
+    return values.size == 2 and bool(values[0] == -values[1])
 
 
 def _bits(artifact: Artifact, names: set[str]) -> float | None:
@@ -58,7 +59,8 @@ def _bits(artifact: Artifact, names: set[str]) -> float | None:
         return None
     stored = [item for item in codecs.described(path.read_bytes()) if item.name in names]
     elements = sum(item.elements for item in stored)
-    return round(8 * sum(item.bytes for item in stored) / elements, 4) if elements else None
+    taken = sum(item.bytes - _CODEBOOK_BYTES for item in stored)  # the two numbers are no weights
+    return round(8 * taken / elements, 4) if elements else None
 
 
 @step(
@@ -128,10 +130,10 @@ def _layers(module: nn.Module, keep: tuple[Keep, ...]) -> dict[str, nn.Module]:
     """The layers whose weights become binary, by name. Raises NotApplicable without any."""
     found: dict[str, nn.Module] = {}
     for name, weight in weight_parameters(module).items():
-        path, _, kind = name.rpartition(".")
-        if kind != "weight":
-            raise NotApplicable(f"'{name}' is a weight tensor of no layer that has a `weight`")
         finite_values(name, weight)
+        path, _, kind = name.rpartition(".")
+        if kind != "weight" or not path:
+            raise NotApplicable(f"'{name}' is a weight tensor of no layer")
         found[path] = module.get_submodule(path)
     names = list(found)
     for name in {*(names[:1] if "first" in keep else ()), *(names[-1:] if "last" in keep else ())}:

@@ -13,7 +13,7 @@ from leanmark.errors import NotApplicable
 from leanmark.registry import ANY_STAGE, step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, TorchModel
-from leanmark.weights import sparse_layers
+from leanmark.weights import shared_parameters, sparse_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ def _coded(artifact: Artifact, name: str, coding: Coding) -> Evidence:
     for item in stored:
         by_codec[item.codec] += item.elements
     own = [item for item in stored if item.codec == coding]
+    whole = sum(item.elements for item in stored)
     elements, taken = sum(item.elements for item in own), sum(item.bytes for item in own)
     ideal = sum(_entropy_bits(tensors[item.name]) for item in own)
     facts: dict[str, Any] = {
@@ -40,6 +41,9 @@ def _coded(artifact: Artifact, name: str, coding: Coding) -> Evidence:
     }
     if not own:
         reason = f"no tensor of the file is smaller as {coding}: {', '.join(sorted(by_codec)) or 'there is none'}"
+        return Evidence(name, False, facts, reason)
+    if 2 * elements < whole:
+        reason = f"only {elements:,} of {whole:,} numbers of the file are smaller as {coding}"
         return Evidence(name, False, facts, reason)
     return Evidence(name, True, facts)
 
@@ -108,6 +112,12 @@ def sparse(
     return stage.with_module(_with_sparse_layers(stage.module))
 
 
+def _is_smaller(layer: nn.Linear) -> bool:
+    """Whether compressed sparse rows take fewer bytes: a value and a column for each weight that is not zero."""
+    nonzero = int(layer.weight.count_nonzero())
+    return 8 * nonzero + 4 * (layer.out_features + 1) < 4 * layer.weight.numel()
+
+
 def _with_sparse_layers(module: nn.Module) -> nn.Module:
     """The module with every linear layer that has zeros computing without them."""
     import torch
@@ -115,10 +125,13 @@ def _with_sparse_layers(module: nn.Module) -> nn.Module:
 
     from leanmark.networks.layers import SparseLinear
 
-    found = {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
-    found = {name: part for name, part in found.items() if bool((part.weight == 0).any())}
+    every = [(name, part) for name, part in module.named_modules(remove_duplicate=False) if type(part) is nn.Linear]
+    found = {name: part for name, part in every if _is_smaller(part)}
+    shared = shared_parameters(module)
+    if any(f"{name}.weight" in (*shared, *shared.values()) for name in found):
+        raise NotApplicable("two layers of this model share their weights, and sparse ones would part them")
     if not found:
-        raise NotApplicable("no linear layer of this model has a weight that is zero", do="Prune it before.")
+        raise NotApplicable("no linear layer of this model has zeros enough to be smaller so", do="Prune it before.")
     for name, part in found.items():
         matrix = part.weight.detach().to_sparse_csr()
         bias: Any = part.bias  # None where there is none, which torch's types do not say

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-from leanmark.errors import PreparationError
+from leanmark.errors import NotApplicable, PreparationError
 from leanmark.graphs import op_counts, quiet
 from leanmark.registry import step
 from leanmark.results import Evidence
@@ -63,6 +63,8 @@ def to_onnx(stage: TorchModel, ctx: Context, *, opset: Annotated[int, Ge(18), Le
     that a program of fixed batch size does not pay.
     Evidence: the final artifact is a program that ONNX's checker accepts.
     """
+    if any(type(part).__name__ == "SparseLinear" for part in stage.module.modules()):
+        raise NotApplicable("ONNX has no products with sparse weights", do="Run this recipe on torch.")
     examples = ctx.split("validation").head(EXAMPLES)
     with quiet():
         model = _export(stage.module, examples, opset)

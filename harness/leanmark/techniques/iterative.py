@@ -89,7 +89,7 @@ def iterative(
     name, given = chosen(criterion)
     for number in range(1, rounds + 1):
         reached = sparsity_after(number, rounds, sparsity, schedule)
-        params = registry.get_step(name).validate({**given, "sparsity": reached}).params
+        params = registry.get_step(name).validate({**_with_loss(name, given, loss), "sparsity": reached}).params
         model = CRITERIA[name](model, ctx, **params)
         after_backward, after_step = keeping(model.module, ("sparsity",))
         fit(
@@ -107,6 +107,12 @@ def iterative(
             ),
         )
     return model.with_module(model.module)
+
+
+def _with_loss(name: str, given: Mapping[str, Any], loss: Loss) -> Mapping[str, Any]:
+    """A criterion that goes by a loss goes by the one that is trained with, unless it names another."""
+    fields = registry.get_step(name).parameters.model_fields
+    return {"loss": loss, **given} if "loss" in fields else given
 
 
 def chosen(criterion: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:

@@ -147,7 +147,7 @@ def _rounded(values: Array, width: int) -> Array:
     best, least = values, np.inf
     for part in range(1, _RANGES + 1):
         scale = np.float32(largest * part / _RANGES / top)
-        found = np.clip(np.rint(values / scale), -top, top).astype(np.float32) * scale
+        found = np.clip(np.rint(values / scale), -top, top).astype(np.float32) * scale + np.float32(0)  # no -0
         error = float(np.square(found - values, dtype=np.float64).sum())
         if error < least:
             best, least = found, error
@@ -166,7 +166,7 @@ def _damage(
         found[name] = {}
         for width, values in rounded[name].items():
             _set(weight, values)
-            found[name][width] = distance(before, answers(module, inputs))
+            found[name][width] = distance(before, answers(module, inputs), ctx.metric)
         _set(weight, kept)
         ctx.progress((number + 1) / len(weights), f"{name}: what it needs")
     return found

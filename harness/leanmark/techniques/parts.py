@@ -9,14 +9,20 @@ from annotated_types import Ge, Gt, Lt
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.errors import NotApplicable
+from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, TorchModel
 from leanmark.techniques.pruning import least_of_all
 from leanmark.techniques.sensitivity import answers, distance
 from leanmark.techniques.training import Loss, criterion_of, tensors_of
-from leanmark.weights import count_elements, finite_values, weight_parameters, weight_tensors
+from leanmark.weights import (
+    count_elements,
+    finite_values,
+    shared_parameters,
+    weight_parameters,
+    weight_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,21 +33,31 @@ _BATCH = 64
 
 
 def _fewer(name: str, artifact: Artifact, what: str, tensors: int = 0) -> Evidence:
-    """Fewer weights than the unmodified model has, and so many tensors fewer."""
+    """Fewer weights than the unmodified model has, and so many of its tensors gone."""
     weights = weight_tensors(artifact)
     facts: dict[str, Any] = {"weights": count_elements(weights), "tensors": len(weights)}
     if artifact.reference is None:
         return Evidence(name, False, facts, "there is no unmodified model to compare with")
     before = weight_tensors(artifact.reference)
     facts |= {"weights_before": count_elements(before), "tensors_before": len(before)}
-    if facts["weights"] >= facts["weights_before"] or len(before) - len(weights) < tensors:
+    if facts["weights"] >= facts["weights_before"] or len(before.keys() - weights.keys()) < tensors:
         return Evidence(name, False, facts, f"the final artifact has no fewer {what} than the unmodified model")
     return Evidence(name, True, facts)
 
 
 def heads_removed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """Fewer weights than the unmodified model has."""
-    return _fewer("prune.heads", artifact, "weights")
+    """Fewer weights than the unmodified model has, and fewer rows where its attention asks."""
+    found = _fewer("prune.heads", artifact, "weights")
+    if not found.effective or artifact.reference is None:
+        return found
+    asked, before = (
+        sum(array.size for name, array in weight_tensors(item).items() if ".query." in name)
+        for item in (artifact, artifact.reference)
+    )
+    facts = {**found.facts, "query_weights": asked, "query_weights_before": before}
+    if asked and asked >= before:  # a program may have given them other names
+        return Evidence("prune.heads", False, facts, "attention asks with as many weights as before")
+    return Evidence("prune.heads", True, facts)
 
 
 @step(
@@ -68,7 +84,7 @@ def heads(
     the root of the sum of squares in its layer.
     loss: cross_entropy, binary_cross_entropy or mse, as the model was trained with.
     Works on leanmark's own SelfAttention: torch's hides its heads in one tensor.
-    Evidence: the final artifact has fewer weights than the unmodified model.
+    Evidence: the final artifact has fewer weights than the unmodified model, and fewer of attention's queries.
     Source: Michel, Levy, Neubig 2019, Are Sixteen Heads Really Better than One?
     """
     from leanmark.networks.layers import SelfAttention
@@ -76,10 +92,18 @@ def heads(
     found = {name: part for name, part in model.module.named_modules() if isinstance(part, SelfAttention)}
     if sum(part.heads for part in found.values()) <= len(found):
         raise NotApplicable("this model has no attention with heads to spare", do="It looks for SelfAttention layers.")
+    every = [part for _, part in model.module.named_modules(remove_duplicate=False) if isinstance(part, SelfAttention)]
+    if "" in found or len(every) > len(found) or shared_parameters(model.module):
+        raise NotApplicable("attention that is the whole model, or that stands in it twice, cannot lose heads")
+    if ctx.split("train").targets is None:
+        raise NotApplicable("the train split has no targets, so there is no loss to go by")
     for name, weight in weight_parameters(model.module).items():
         finite_values(name, weight)
     scores = _worth_of_heads(model.module, found, ctx, samples, loss)
-    for (name, part), score, gone in zip(found.items(), scores, least_of_all(scores, ratio), strict=True):
+    lost = least_of_all(scores, ratio)
+    if not any(gone.any() for gone in lost):
+        raise PreparationError(f"{ratio:.1%} of the heads is less than one", do="Raise ratio.")
+    for (name, part), score, gone in zip(found.items(), scores, lost, strict=True):
         kept = ~gone
         kept[int(np.argmax(score))] = True
         parent, _, own = name.rpartition(".")
@@ -102,6 +126,8 @@ def _worth_of_heads(
     def keep(name: str) -> Any:
         def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
             arguments[0].retain_grad()
+            if name in given:
+                raise NotApplicable(f"the attention '{name}' is called more than once, so its heads have no one worth")
             given[name] = arguments[0]
 
         return hook
@@ -113,6 +139,8 @@ def _worth_of_heads(
                 answer = module(*(tensor[start : start + _BATCH] for tensor in inputs))
                 answer = answer[0] if isinstance(answer, tuple | list) else answer
                 part_of_all = targets[start : start + _BATCH]
+                if len(given) < len(found):
+                    raise NotApplicable("some attention of this model is not called")
                 module.zero_grad(set_to_none=True)
                 (criterion(answer, part_of_all) * len(part_of_all)).backward()
                 for name, part in found.items():
@@ -121,6 +149,7 @@ def _worth_of_heads(
                     product = (seen * seen.grad).detach().reshape(*seen.shape[:-1], part.heads, part.head_width)
                     axes = tuple(range(1, product.dim() - 2))
                     worth[name] += product.sum(dim=-1).sum(dim=axes).abs().sum(dim=0).double()
+                given.clear()
     finally:
         for hook in hooks:
             hook.remove()
@@ -147,7 +176,7 @@ def _with_heads(part: SelfAttention, kept: Array) -> SelfAttention:
 
 
 def layers_removed(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """Fewer weight tensors than the unmodified model has."""
+    """Weight tensors of the unmodified model are gone."""
     return _fewer("prune.layers", artifact, "weight tensors", int(params["count"]))
 
 
@@ -168,7 +197,7 @@ def layers(
     divergence of class probabilities, squared difference of other answers).
     samples: examples of the validation split, taken from its beginning, on which that is seen.
     Blocks are modules with layers inside; one within another is not looked at.
-    Evidence: the final artifact has at least so many weight tensors fewer than the unmodified model.
+    Evidence: at least so many of the unmodified model's weight tensors are gone, and there are fewer weights.
     Source: Veit, Wilber, Belongie 2016, Residual Networks Behave Like Ensembles of Relatively Shallow Networks; Fan,
     Grave, Joulin 2020, Reducing Transformer Depth on Demand with Structured Dropout.
     """
@@ -188,7 +217,7 @@ def layers(
             parent, _, own = name.rpartition(".")
             block = model.module.get_submodule(name)
             setattr(model.module.get_submodule(parent), own, nn.Identity())
-            moved[name] = distance(before, answers(model.module, inputs))
+            moved[name] = distance(before, answers(model.module, inputs), ctx.metric)
             setattr(model.module.get_submodule(parent), own, block)
         parent, _, own = min(moved, key=lambda name: moved[name]).rpartition(".")
         setattr(model.module.get_submodule(parent), own, nn.Identity())
@@ -204,7 +233,8 @@ def _blocks(module: nn.Module, inputs: list[Array]) -> list[str]:
 
     def watch(name: str) -> Any:
         def hook(_: Any, arguments: tuple[Any, ...], answer: Any) -> None:
-            alike = len(arguments) == 1 and isinstance(answer, torch.Tensor) and arguments[0].shape == answer.shape
+            tensors = len(arguments) == 1 and all(isinstance(item, torch.Tensor) for item in (*arguments, answer))
+            alike = tensors and arguments[0].shape == answer.shape
             calls.setdefault(name, []).append(alike)
 
         return hook

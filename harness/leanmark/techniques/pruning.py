@@ -16,6 +16,7 @@ from leanmark.stages import Artifact, Context, TorchModel
 from leanmark.weights import (
     count_elements,
     count_zeros,
+    distinct_values,
     finite_values,
     is_quantized,
     weight_parameters,
@@ -30,6 +31,7 @@ Scores = Callable[[str, "nn.Parameter"], Array]
 Fraction = Annotated[float, Ge(0), Lt(1)]
 # How far the sparsity counted may be from the one asked for.
 SPARSITY_TOLERANCE = 0.001
+_FEW = 256
 
 
 def sparsity_of(name: str, artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
@@ -45,8 +47,9 @@ def sparsity_of(name: str, artifact: Artifact, params: Mapping[str, Any]) -> Evi
     if zeros < asked * total - tolerance:
         reason = f"{found:.2%} of the weights are zero, not {asked:.2%}: a later step did not keep them at zero"
         return Evidence(name, False, facts, reason)
-    # Rounding to integers makes more zeros, which takes nothing from what pruning did.
-    if zeros > asked * total + tolerance and not is_quantized(weights):
+    # Rounding makes more zeros, to integers or to few values, which takes nothing from what pruning did.
+    rounded = is_quantized(weights) or all(distinct_values(array) <= _FEW for array in weights.values())
+    if zeros > asked * total + tolerance and not rounded:
         return Evidence(name, False, facts, f"{found:.2%} of the weights are zero, more than {asked:.2%}")
     return Evidence(name, True, facts)
 
@@ -221,7 +224,11 @@ def n_of_m(
 
 def biases_are_zero(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     """Zeros among the numbers that are added in the final artifact's layers."""
-    biases = {name: array for name, array in artifact.tensors().items() if name.endswith("bias") and array.ndim == 1}
+    tensors = artifact.tensors()
+    biases = {name: array for name, array in tensors.items() if name.endswith("bias") and array.ndim == 1}
+    # What a normalization adds is no bias of a layer: its weights have one axis too.
+    norms = {name for name in biases if tensors.get(f"{name.removesuffix('bias')}weight", np.zeros((1, 1))).ndim == 1}
+    biases = {name: array for name, array in biases.items() if name not in norms}
     total, zeros = count_elements(biases), count_zeros(biases)
     facts = {"biases": total, "zeros": zeros}
     if not total:
@@ -245,7 +252,7 @@ def bias(
     amount: how many: a number of them (`3`), or a share (`0.3`).
 
     Biases are few: this is for completeness, and for layers whose bias only moves what a later one takes back.
-    Evidence: zeros among the final artifact's tensors that are called a bias.
+    Evidence: zeros among the final artifact's tensors that are called a bias, those of normalizations apart.
     Source: torch.nn.utils.prune, which takes amounts so.
     """
     from torch import nn

@@ -16,11 +16,15 @@ from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, TorchModel
 from leanmark.techniques import cleanup, export, quantization
 from leanmark.techniques.training import Loss, Preserve, fit, keeping
-from leanmark.weights import finite_values, weight_parameters
+from leanmark.weights import finite_values, shared_parameters, weight_parameters
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
+
+
+_EPS = 1e-5  # torchao knows batch norms with this one only
+_ALIKE = 0.1
 
 
 def trained_integers(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
@@ -53,6 +57,7 @@ def qat(
 
     epochs: passes over the train split. Batch norms are folded into the convolutions before them, ranges of activations
     are a moving average of what was seen; gradients pass the rounding as if it were not there.
+    Dropout is left out.
     learning_rate: the highest, as in train.finetune. batch_size: examples a step.
     reduce_range: use 7 of the weights' 8 bits, as in quantize.static, for x86 processors without VNNI.
     preserve: `sparsity` keeps zeros zero, and `clusters` what shares a value sharing one, as in train.finetune; with
@@ -72,6 +77,7 @@ def qat(
         raise NotApplicable("this model has no weight tensor to quantize")
     for name, weight in weights.items():
         finite_values(name, weight)
+    _check_norms(model.module, preserve)
     with quiet():
         prepared = _prepared(model.module, ctx, reduce_range, per_channel="clusters" not in preserve)
     after_backward, after_step = keeping(prepared, preserve)
@@ -94,11 +100,60 @@ def qat(
 
         graph = convert_pt2e(prepared)
         converted = pt2e.allow_exported_model_train_eval(graph)  # pyright: ignore[reportPrivateUsage]
+    _check_alike(prepared, converted, ctx)
     plain = export.to_onnx(TorchModel(converted, model.builder, model.config, model.delivery), ctx)
     program = cleanup.clean(plain, ctx)
     proto = program.proto()
+    _transpose_integers(proto)
     _quantize_biases(proto)
     return canonical_program(program, proto)
+
+
+def _check_norms(module: nn.Module, preserve: tuple[Preserve, ...]) -> None:
+    """Raises NotApplicable for batch norms that would be folded into something else than what the model computes."""
+    from torch import nn
+
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
+    first = "Put fuse.batchnorm before it."
+    if norms and "clusters" in preserve:
+        raise NotApplicable("folding a batch norm into a layer parts weights that share a value", do=first)
+    if any(part.eps != _EPS for part in norms):
+        raise NotApplicable(f"torchao trains batch norms with an epsilon of {_EPS:g} only", do=first)
+    if norms and shared_parameters(module):
+        raise NotApplicable("layers share weights, and a batch norm folded into one would change the other", do=first)
+
+
+def _check_alike(prepared: Any, converted: nn.Module, ctx: Context) -> None:
+    """Raises PreparationError where the integers do not answer as the model did that was trained to."""
+    import torch
+
+    split = ctx.split("validation").head(export.EXAMPLES)
+    inputs = tuple(torch.from_numpy(array.copy()) for array in split.inputs.values())
+    prepared.eval()
+    with torch.no_grad():
+        trained, written = (part(*inputs) for part in (prepared, converted))
+    trained, written = (item[0] if isinstance(item, tuple | list) else item for item in (trained, written))
+    moved = float((trained - written).abs().max() / trained.abs().max().clamp_min(1e-12))
+    if not moved <= _ALIKE:
+        raise PreparationError(
+            f"written with integers, the model's answers move by {moved:.1%} of the largest",
+            do="A layer with a batch norm that is called more than once is a reason: put fuse.batchnorm before.",
+        )
+
+
+def _without_dropout(module: nn.Module) -> nn.Module:
+    """A copy in which nothing is dropped: torchao would drop halves, whatever the model says."""
+    import copy
+
+    from torch import nn
+    from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+
+    copied = copy.deepcopy(module)
+    for name, part in list(copied.named_modules()):
+        if isinstance(part, _DropoutNd) and name:
+            parent, _, own = name.rpartition(".")
+            setattr(copied.get_submodule(parent), own, nn.Identity())
+    return copied
 
 
 def _prepared(module: nn.Module, ctx: Context, reduce_range: bool, per_channel: bool) -> Any:
@@ -112,9 +167,8 @@ def _prepared(module: nn.Module, ctx: Context, reduce_range: bool, per_channel: 
     batch = torch.export.Dim("batch")
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            graph = torch.export.export(
-                module.train(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments)
-            ).module()
+            traced = _without_dropout(module).train()
+            graph = torch.export.export(traced, arguments, dynamic_shapes=tuple({0: batch} for _ in arguments)).module()
             prepared = prepare_qat_pt2e(graph, _quantizer(reduce_range, per_channel))
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "no message")
@@ -122,8 +176,6 @@ def _prepared(module: nn.Module, ctx: Context, reduce_range: bool, per_channel: 
             f"torch cannot trace this model for training: {type(error).__name__}: {first}",
             do="The model must be traceable by torch.export in train mode and take any batch size.",
         ) from error
-    finally:
-        module.eval()
     return pt2e.allow_exported_model_train_eval(prepared)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -181,6 +233,18 @@ def _quantizer(reduce_range: bool, per_channel: bool) -> Any:
         users = list(node.users)
         return users[0] if len(users) == 1 and users[0].target in kinds else None
 
+    def is_plain(graph: GraphModule, source: Any) -> bool:
+        """Whether it is a tensor of finite floats: neither counts nor masks are rounded."""
+        value = source.meta.get("val") if isinstance(source, Node) else None
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return False
+        if source.op != "get_attr":
+            return True
+        constant: Any = graph
+        for part in str(source.target).split("."):
+            constant = getattr(constant, part)
+        return bool(constant.isfinite().all())
+
     def leaves(node: Node) -> bool:
         return any(user.op == "output" for user in node.users)
 
@@ -203,7 +267,7 @@ def _quantizer(reduce_range: bool, per_channel: bool) -> Any:
                 if node.target in products and isinstance(node.args[1], Node):
                     annotate(node, {node.args[0]: activation, node.args[1]: weight})
                     ends(node, norm=True)
-                elif node.target in sums and all(isinstance(source, Node) for source in node.args[:2]):
+                elif node.target in sums and all(is_plain(model, source) for source in node.args[:2]):
                     annotate(node, dict.fromkeys(node.args[:2], activation))
                     ends(node, norm=False)
                 elif node.target in passing and not leaves(node):
@@ -215,6 +279,30 @@ def _quantizer(reduce_range: bool, per_channel: bool) -> Any:
             pass
 
     return ForOnnxruntime()
+
+
+def _transpose_integers(proto: ModelProto) -> None:
+    """Transpose stored integers instead of what they stand for at every call: runtimes join no product otherwise."""
+    from onnx import numpy_helper
+
+    graph = proto.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    maker = {name: node for node in graph.node for name in node.output}
+    readers = [name for node in graph.node for name in node.input]
+    for node in list(graph.node):
+        source = maker.get(node.input[0]) if node.op_type == "Transpose" else None
+        if source is None or source.op_type != "DequantizeLinear" or source.input[0] not in stored:
+            continue
+        tensor = stored[source.input[0]]
+        plain = len(tensor.dims) == 2 and all(readers.count(name) == 1 for name in (node.input[0], source.input[0]))
+        if not plain:
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor).T), tensor.name))
+        for attribute in source.attribute:
+            if attribute.name == "axis":
+                attribute.i = 1 - attribute.i % 2
+        source.output[0] = node.output[0]
+        graph.node.remove(node)
 
 
 def _quantize_biases(proto: ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +18,14 @@ from leanmark.stages import Artifact, Context, Program, Split
 from leanmark.techniques.training import Preserve
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 # Operators whose work is worth quantizing, and onnxruntime's that do it on integers.
 _COMPUTE = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
 _FUSED = frozenset(["FusedConv", "FusedGemm", "FusedMatMul"])
 _FLOAT = frozenset(["float16", "bfloat16", "float32", "float64"])
 _INT8 = frozenset(["int8", "uint8"])
+_STANDS_FOR = frozenset(["DequantizeLinear", "Transpose", "Cast", "Identity", "Reshape"])
 
 
 def dynamic_reached(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
@@ -46,12 +48,13 @@ def integers_reached(name: str, artifact: Artifact) -> Evidence:
     integers = sum(array.size for array in weights if array.dtype.name in _INT8)
     floats = sum(array.size for array in weights if array.dtype.name in _FLOAT)
     share = integers / max(1, integers + floats)
-    on_integers, on_floats = _compute_nodes(proto)
+    on_integers, on_floats, joined = _compute_nodes(proto)
     facts = {
         "bytes_by_type": sizes,
         "integer_weights": round(share, 6),
         "integer_operators": on_integers,
         "float_operators": on_floats,
+        "weights_in_integer_operators": round(joined, 6),
         "conversions": sum(count for op, count in op_counts(proto).items() if op.endswith("QuantizeLinear")),
     }
     if not integers:
@@ -60,11 +63,13 @@ def integers_reached(name: str, artifact: Artifact) -> Evidence:
         return Evidence(name, False, facts, f"only {share:.0%} of the weights are 8-bit integers")
     if not on_integers:
         return Evidence(name, False, facts, "no operator computes with the integers")
+    if joined < 0.5:
+        return Evidence(name, False, facts, f"operators compute with only {joined:.0%} of the weights as integers")
     return Evidence(name, True, facts)
 
 
-def _compute_nodes(proto: ModelProto) -> tuple[int, int]:
-    """Convolutions and matrix products that work on integers, and those on floats.
+def _compute_nodes(proto: ModelProto) -> tuple[int, int, float]:
+    """Convolutions and matrix products that work on integers, those on floats, and the share of weights in the former.
 
     One whose two inputs come from DequantizeLinear counts as an integer one: the
     runtime joins the three into an integer operator where it has one.
@@ -72,15 +77,28 @@ def _compute_nodes(proto: ModelProto) -> tuple[int, int]:
     every = list(nodes(proto.graph))
     dequantized = {name for node in every if node.op_type == "DequantizeLinear" for name in node.output}
     on_integers = on_floats = 0
+    weights = {True: 0, False: 0}
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
+    maker = {name: node for node in every for name in node.output}
     for node in every:
         name = op_name(node).rpartition(".")[2]
         if name in _COMPUTE or name in _FUSED:
             joined = all(source in dequantized for source in node.input[:2])
-            on_integers += joined
-            on_floats += not joined
         elif "Integer" in name or name.startswith("QLinear") or name == "QGemm":
-            on_integers += 1
-    return on_integers, on_floats
+            joined = True
+        else:
+            continue
+        on_integers += joined
+        on_floats += not joined
+        weights[joined] += max((_elements(source, sizes, maker) for source in node.input), default=0)
+    return on_integers, on_floats, weights[True] / max(1, sum(weights.values()))
+
+
+def _elements(name: str, sizes: Mapping[str, int], maker: Mapping[str, NodeProto]) -> int:
+    """Elements of the stored tensor that an input is, or stands for; 0 for what is computed."""
+    while name not in sizes and name in maker and maker[name].op_type in _STANDS_FOR:
+        name = maker[name].input[0]
+    return sizes.get(name, 0)
 
 
 @step(
@@ -171,7 +189,7 @@ def static(
     the answers of a LeNet-5 with random weights moved by 11 % of the largest with 8 bits,
     by 2 % with 7.
     preserve: `clusters` gives each tensor one scale whatever per_channel says, so that weights that share a value still
-    do; `sparsity` needs nothing, since zero stays zero.
+    do; batch norms must have been folded before. `sparsity` needs nothing, since zero stays zero.
     The program holds QuantizeLinear and DequantizeLinear pairs, which onnxruntime joins
     with the operators between them. Batch norms are folded into the convolutions before.
     Evidence: at least half of the program's weights are 8-bit integers, and there are
@@ -188,6 +206,9 @@ def static(
         "uint16": QuantType.QUInt16,
         "int16": QuantType.QInt16,
     }
+    if "clusters" in preserve and "BatchNormalization" in op_counts(stage.proto()):
+        what = "folding a batch norm into a layer parts weights that share a value"
+        raise NotApplicable(what, do="Put fuse.batchnorm before the clustering.")
     with quiet(), tempfile.TemporaryDirectory(prefix="leanmark-") as folder:
         source, target, ranges = (Path(folder) / name for name in ("plain.onnx", "quantized.onnx", "ranges.json"))
         _preprocess(stage, source)

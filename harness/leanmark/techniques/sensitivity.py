@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _BATCH = 256
+_OF_CLASSES = ("accuracy", "agreement")
 
 
 def answers(module: nn.Module, inputs: Sequence[Array]) -> Tensor:
@@ -25,12 +26,12 @@ def answers(module: nn.Module, inputs: Sequence[Array]) -> Tensor:
     return torch.cat(parts).double()
 
 
-def distance(before: Tensor, after: Tensor) -> float:
-    """How far answers have moved: the mean Kullback-Leibler divergence of class probabilities, in nats; where there is
-    one value an answer, or more axes, the mean squared difference."""
+def distance(before: Tensor, after: Tensor, metric: str) -> float:
+    """How far answers have moved: the mean Kullback-Leibler divergence of class probabilities, in nats, for metrics of
+    classes; else the mean squared difference."""
     from torch.nn import functional
 
-    if before.dim() == 2 and before.shape[1] > 1:
+    if metric in _OF_CLASSES and before.dim() == 2 and before.shape[1] > 1:
         told, known = functional.log_softmax(after, dim=1), functional.log_softmax(before, dim=1)
         return float(functional.kl_div(told, known, log_target=True, reduction="batchmean"))
     return float((after - before).square().mean())

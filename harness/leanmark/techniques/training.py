@@ -344,7 +344,7 @@ def _masks(weights: list[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
     found = [(weight, (weight.detach() != 0).to(weight.dtype)) for weight in weights]
     if all(bool(mask.all()) for _, mask in found):
         raise PreparationError(
-            "train.finetune is to preserve sparsity, but no weight is zero",
+            "sparsity is to be preserved, but no weight is zero",
             do="Put a pruning step before it, or leave `preserve: [sparsity]` out.",
         )
     return found
@@ -362,7 +362,7 @@ def _groups(weights: list[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor, Ten
     shared = any(_is_shared(len(first), weight.numel()) for weight, _, first in found)
     if not shared:
         raise PreparationError(
-            "train.finetune is to preserve clusters, but hardly any weights share a value",
+            "clusters are to be preserved, but hardly any weights share a value",
             do="Put cluster.kmeans before it, or leave `preserve: [clusters]` out.",
         )
     return found
