@@ -11,6 +11,7 @@ from leanmark.claims import FIGURES, beside
 from leanmark.declare.schema import ClaimDeclaration
 from leanmark.declare.suite import load
 from leanmark.errors import InvalidInput
+from leanmark.publish.numbers import claimed
 from leanmark.results import Claim, Footprint, Interval, Quality, Role, Run, Status
 
 REFERENCE = "net/fp32/cpu-onnxruntime-t1-b1"
@@ -76,6 +77,33 @@ def test_what_failed_or_was_not_measured_has_no_figure():
     assert (found.here, found.finding, found.reason) == (None, "no figure", "ineffective: why")
     (found,) = beside(run({"no_loss": 0.001}))
     assert found.finding == "no figure"
+
+
+def test_a_figure_that_is_not_known_has_none_here():
+    (found,) = beside(run({"colour\x1b[1m": 2}))
+    assert (found.here, found.finding) == (None, "no figure")
+
+
+def test_error_and_loss_are_of_fractions_only():
+    made = run({"error": 0.02, "no_loss": 0.001}, loss=between(0.0, -0.0009, 0.001))
+    scored = made.results[1].quality
+    assert scored is not None
+    other = replace(made.results[1], quality=replace(scored, metric="rmse"))
+    assert [found.finding for found in beside(replace(made, results=(made.results[0], other)))] == ["no figure"] * 2
+
+
+@pytest.mark.parametrize(
+    ("figure", "here", "paper", "shown"),
+    [
+        ("fewer_weights", 11.96, 12, "11.96x"),
+        ("fewer_weights", 12, 12, "12.0x"),
+        ("fewer_weights", 25.123, 12, "25.1x"),
+        ("error", 0.01589, 0.0159, "1.589 %"),
+        ("no_loss", -0.00005, 0.001, "0.00 pp"),
+    ],
+)
+def test_a_figure_has_the_digits_that_tell_it_from_the_papers(figure: str, here: float, paper: float, shown: str):
+    assert claimed(figure, Interval(here, here, here, 1.0, 0, "counted"), paper).value == shown
 
 
 def test_every_figure_can_be_declared():

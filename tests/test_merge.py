@@ -41,8 +41,22 @@ def test_seeds_may_run_apart(tmp_path: Path):
         assert ours["quality"] == theirs["quality"]
         assert ours["more_artifacts"] == theirs["more_artifacts"]
         assert ours["quality"]["score"]["method"] == "Student over seeds and examples"
+    first = json.loads((tmp_path / "leanmark-runs" / ids[0] / "run.json").read_text())
+    for ours, theirs in zip(merged["benchmarks"], first["benchmarks"], strict=True):
+        assert ours["stats"] == theirs["stats"]
+        ours, theirs = ours["extra_info"]["leanmark"], theirs["extra_info"]["leanmark"]
+        assert ours["against_reference"] == theirs["against_reference"]
+    assert merged["leanmark"]["command"] == first["leanmark"]["command"]
     folder = tmp_path / "leanmark-runs" / merged["leanmark"]["id"]
     assert "merged from" in (folder / "index.html").read_text()
+    document = json.loads((folder / "run.json").read_text())
+    document["leanmark"]["suite"] = "../../outside"
+    (tmp_path / "hostile.json").write_text(json.dumps(document))
+    (tmp_path / "other.json").write_text(json.dumps(document | {"leanmark": {**document["leanmark"], "seeds": [2, 3]}}))
+    hostile = leanmark("merge", "hostile.json", "other.json", cwd=tmp_path)
+    assert hostile.returncode == 2, hostile.stderr
+    assert "is no name of a suite" in hostile.stderr
+    assert not (tmp_path / "outside").exists()
     again = leanmark("merge", ids[0], ids[2], cwd=tmp_path)
     assert again.returncode == 2
     assert "both have seed 0" in again.stderr

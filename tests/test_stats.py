@@ -274,6 +274,41 @@ def test_seeds_widen_the_interval_of_a_score():
     )
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 8])
+def test_answers_that_are_all_alike_leave_doubt(seeds: int):
+    right = np.ones((seeds, 300))
+    score, moved = stats.mean_score(right), stats.paired_difference(right, right)
+    assert score.low < score.value == score.high == 1.0
+    assert moved.low < moved.value == 0.0 < moved.high
+    assert moved.high - moved.low < 0.2
+
+
+def test_differences_of_several_seeds_cover_the_truth():
+    random = np.random.default_rng(7)
+    hits = 0
+    for _ in range(500):
+        reference = random.random((8, 400)) < 0.98
+        scores = np.where(random.random((8, 400)) < 0.005, ~reference, reference)
+        truth = -0.005 * 0.98 + 0.005 * 0.02
+        hits += not stats.paired_difference(scores.astype(float), reference.astype(float)).excludes(truth)
+    assert hits / 500 >= 0.93
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9), st.floats(0, 0.5))
+def test_joined_means_are_as_wide_as_their_parts_and_their_scatter(values: list[float], reach: float):
+    parts = [Interval(value, value - reach, value + reach, 0.95, 100, "") for value in values]
+    joined = stats.joined_means(parts, values)
+    assert joined.value == pytest.approx(np.mean(values))
+    scatter = np.std(values, ddof=1) / math.sqrt(len(values))
+    assert joined.high - joined.value >= max(reach, stats.student(0.975, len(values) - 1) * scatter) * (1 - 1e-9)
+    assert joined.value - joined.low == pytest.approx(joined.high - joined.value)
+
+
+def test_one_seed_is_none_to_join():
+    with pytest.raises(ValueError, match="at least 2"):
+        stats.joined_means([Interval(0.0, -1.0, 1.0, 0.95, 100, "")], [0.0])
+
+
 def test_a_verdict_needs_the_whole_interval_beyond_the_tolerance():
     def verdict(percent: float, error: float) -> Verdict:
         return stats.judge(stats.LogRatio(math.log1p(percent / 100), error, 30), 0.005)

@@ -6,11 +6,12 @@ its own, and says whether it was reached.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from leanmark.results import Claim, Interval, Result, Role, Run, Status
+from leanmark.results import FRACTIONS, Claim, Interval, Result, Role, Run, Status
 from leanmark.rules import fits
 
 Finding = Literal["reached", "missed", "undecided", "no figure"]
@@ -47,10 +48,12 @@ def _compare(claim: Claim, result: Result, reference: Result | None) -> Iterator
         here, reason = None, ""
         if result.status not in (Status.OK, Status.NOISY):
             reason = f"{result.status.value}: {result.reason}"
+        elif figure not in FIGURES:  # a document may come from a newer leanmark, or from anybody
+            reason = "this leanmark does not know the figure"
         elif reference is not None:
             here = FIGURES[figure](result, reference)
         if here is None:
-            reason = reason or "it was not measured"
+            reason = reason or "it was not measured, or is no fraction"
             yield Beside(result.cell.id, claim.source, figure, paper, None, "no figure", reason)
         else:
             yield Beside(result.cell.id, claim.source, figure, paper, here, _finding(figure, paper, here))
@@ -96,20 +99,20 @@ def _macs(result: Result) -> float | None:
 
 def _speed(result: Result, _: Result) -> Interval | None:
     ratio = result.against_reference
-    if ratio is None or ratio.low <= 0:
+    if ratio is None or not 0 < ratio.low <= ratio.value <= ratio.high < math.inf:
         return None
     return Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, ratio.level, ratio.n, ratio.method)
 
 
 def _error(result: Result, _: Result) -> Interval | None:
-    if result.quality is None:
+    if result.quality is None or result.quality.metric not in FRACTIONS:
         return None
     score = result.quality.score
     return Interval(1 - score.value, 1 - score.high, 1 - score.low, score.level, score.n, score.method)
 
 
 def _loss(result: Result, _: Result) -> Interval | None:
-    if result.quality is None or result.quality.difference is None:
+    if result.quality is None or result.quality.difference is None or result.quality.metric not in FRACTIONS:
         return None
     moved = result.quality.difference
     return Interval(-moved.value, -moved.high, -moved.low, moved.level, moved.n, moved.method)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from leanmark import stats
 from leanmark.assembly import Findings, Inspected, device_warnings, results, runnable
-from leanmark.inspecting import Key, Shown, answers, ask, is_finite
+from leanmark.inspecting import Key, Shown, answers, ask
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge import latency
 from leanmark.judge.store import Journal
@@ -224,7 +224,7 @@ class _Comparing:
         except Exception as error:  # answers may have any shape
             problem = f"metric {metric}: {error}"
             return _Compared(replace(own, death=(Status.FAILED, problem)), Comparison(problem=problem))
-        if not all(map(is_finite, (difference, score.score))):
+        if not (difference.is_finite and score.score.is_finite):
             problem = f"metric {metric} is no number in one of both versions"
             return _Compared(replace(own, death=(Status.FAILED, problem)), Comparison(problem=problem))
         own = replace(own, quality=score)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -11,7 +10,7 @@ from leanmark.assembly import Inspected
 from leanmark.measure import quality
 from leanmark.measure.sides import Side, SideError
 from leanmark.processes import child_threads
-from leanmark.results import Interval, Status
+from leanmark.results import Status
 
 # What the processes of one artifact a seed showed, by the index of the seed.
 Shown = dict[int, quality.Inspection | SideError]
@@ -62,7 +61,7 @@ def score(
         found = quality.assess(metric, own, anchor, examples)
     except Exception as error:  # answers may have any shape
         return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
-    if not all(map(is_finite, (found.score, found.difference))):
+    if not all(part is None or part.is_finite for part in (found.score, found.difference)):
         reason = f"metric {metric} is no number, or has no finite interval on these examples"
         return Inspected(cold_start=start.cold_start, death=(Status.FAILED, reason))
     moved = None
@@ -70,8 +69,3 @@ def score(
         moved = max(quality.largest_difference(a, b) for a, b in zip(own, anchor, strict=True))
         moved = min(moved, sys.float_info.max)  # JSON has no infinity
     return Inspected(found, start.cold_start, start.energy, start.on_device, moved)
-
-
-def is_finite(interval: Interval | None) -> bool:
-    """Whether an interval has numbers only; there is nothing wrong with none."""
-    return interval is None or all(map(math.isfinite, (interval.value, interval.low, interval.high)))

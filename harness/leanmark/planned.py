@@ -172,6 +172,8 @@ def builtin_suites() -> list[Path]:
 def plan_suite(name: str, options: Options) -> Planned:
     """Load a suite and plan it, with the options applied. Imports no torch."""
     suite = suites.load(find_suite(name))
+    if len(set(options.seeds)) != len(options.seeds):
+        raise InvalidInput("a seed is named twice", do="Each counts once.")
     suite = replace(
         suite,
         budget_seconds=options.budget_seconds or suite.budget_seconds,

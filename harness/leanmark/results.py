@@ -14,6 +14,7 @@ Format history
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 2
+# Metrics that are fractions of test examples; others are shown in their own unit.
+FRACTIONS = frozenset({"accuracy", "agreement", "top1", "top5"})
 
 
 class Status(StrEnum):
@@ -152,6 +155,11 @@ class Interval:
     level: float
     n: int  # independent units: launches for a duel, test examples for quality
     method: str
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has numbers only."""
+        return all(map(math.isfinite, (self.value, self.low, self.high)))
 
     def excludes(self, truth: float) -> bool:
         """Whether `truth` lies outside the interval."""

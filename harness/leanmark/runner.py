@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import shlex
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from leanmark import assembly, modules, versions
 from leanmark.assembly import Findings
 from leanmark.comparing import compare_all, screening_of
 from leanmark.declare.plan import Plan
+from leanmark.declare.schema import NAME_PATTERN
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.jsonable import canonical_json, from_json, to_json
 from leanmark.judge import merging
@@ -183,7 +183,8 @@ def _digest(planned: Planned, options: Options, others: Sequence[Version]) -> st
     keys = [trial.keys().final for trial in planned.trials().values()]
     metrics = [workload.metric for workload in suite.workloads]
     plan = [to_json(cell) for cell in planned.plan.cells]
-    decisive: list[Any] = [plan, keys, metrics, list(suite.seeds), suite.budget_seconds, suite.launches]
+    claims = [to_json(claim) for claim in suite.claims]
+    decisive: list[Any] = [plan, keys, metrics, list(suite.seeds), suite.budget_seconds, suite.launches, claims]
     for version in others:
         decisive += [version.kind, version.id, options.measure_all, to_json(suite.rules), version.code.python]
         decisive += [dict(version.digests), {cell: list(found) for cell, found in version.contents.items()}]
@@ -211,17 +212,25 @@ def merge_runs(names: Sequence[str], root: Path) -> tuple[Run, Path]:
     merged = merging.merge(found)
     first = next(index for index, run in enumerate(found) if run.seeds[0] == merged.seeds[0])
     # Its latency is the first seed's, and so are the samples of it, where they still are.
-    stretches: dict[str, list[float]] = {}
-    if (folders[first] / runs.JOURNAL).exists():
-        stretches = stretches_of(found[first], folders[first])
+    try:
+        stretches = stretches_of(found[first], _folder_of(folders[first]))
+    except InvalidInput as error:
+        stretches = {}
+        told = f"the samples of {found[first].id} are not at hand, so pytest-benchmark's figures are left out ({error})"
+        merged = replace(merged, warnings=(*merged.warnings, " ".join(told.split())))
     folder = _new_folder(root, merged.suite)
-    merged = replace(merged, id=folder.name, command=shlex.join(["leanmark", "merge", *(run.id for run in found)]))
+    merged = replace(merged, id=folder.name)
     try:
         runs.write_run(folder, merged, stretches)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return merged, folder
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a run that may be named by its document."""
+    return path if path.is_dir() else path.parent
 
 
 def stretches_of(run: Run, folder: Path) -> dict[str, list[float]]:
@@ -239,9 +248,7 @@ def _stretches(plan: Plan, findings: Findings) -> dict[str, list[float]]:
 
 
 def _new_folder(root: Path, suite: str) -> Path:
-    """A fresh folder for a run, named by time and suite."""
-    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suite}"
-    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    folder = next(root / name for name in names if not (root / name).exists())
-    runs.create_folder(folder)
-    return folder
+    """A fresh folder for a run, named by time and suite. Raises InvalidInput for a name that no suite can have."""
+    if not re.fullmatch(NAME_PATTERN, suite):  # of a document that may come from anybody
+        raise InvalidInput(f"'{suite}' is no name of a suite", do="The run's document is damaged.")
+    return runs.create_folder(root, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{suite}")

@@ -301,18 +301,47 @@ def mean_score(scores: Array, level: float = LEVEL) -> Interval:
     """The mean of scores, shape (seeds, examples), over examples and seeds.
 
     Hits and misses of one seed get a Wilson interval. Else the variance is that of
-    the examples' means plus, with several seeds, that of the seeds' means.
+    the examples' means plus, with several seeds, that of the seeds' means. Hits and misses
+    of several seeds are reckoned with one hit and one miss more, as Agresti and Coull (1998) do
+    for one: examples that were all answered alike would else have no variance at all.
     """
     seeds, examples = scores.shape
-    if seeds == 1 and bool(np.isin(scores, (0, 1)).all()):
+    hits = bool(np.isin(scores, (0, 1)).all())
+    if seeds == 1 and hits:
         return wilson(float(scores.sum()), examples, level)
+    return _mean_over(scores, level, (0.0, 1.0) if hits else ())
+
+
+def _mean_over(scores: Array, level: float, added: tuple[float, ...]) -> Interval:
+    """The mean of scores over examples and seeds; added: examples with which only the variance is reckoned."""
+    seeds, examples = scores.shape
     value = float(scores.mean())
-    variance = float(scores.mean(axis=0).var(ddof=1)) / examples if examples > 1 else math.inf
+    means = np.concatenate([scores.mean(axis=0), added])
+    variance = float(means.var(ddof=1)) / examples if means.size > 1 else math.inf
     if seeds > 1:
         variance += float(scores.mean(axis=1).var(ddof=1)) / seeds
     reach = student(0.5 + level / 2, (seeds if seeds > 1 else examples) - 1) * math.sqrt(variance)
     method = "Student over seeds and examples" if seeds > 1 else "Student over examples"
-    return Interval(value, value - reach, value + reach, level, examples, method)
+    low, high = value - reach, value + reach
+    if added:
+        low, high = max(low, min(added)), min(high, max(added))
+    return Interval(value, low, high, level, examples, method)
+
+
+def joined_means(parts: Sequence[Interval], by_seed: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean over seeds of what several intervals say, each of some of the seeds, all on the same examples.
+
+    by_seed: the estimate of each seed. For means whose scores are not at hand: what examples add to the variance is
+    taken for the same in all parts, so it does not get less with more of them. Raises ValueError for fewer than two
+    seeds.
+    """
+    if len(by_seed) < 2:
+        raise ValueError("an interval over seeds needs at least 2 of them")
+    values = np.array(by_seed, dtype=np.float64)
+    errors = [(part.high - part.low) / 2 / normal(0.5 + part.level / 2) for part in parts]
+    variance = float(np.mean(np.square(errors))) + float(values.var(ddof=1)) / values.size
+    value, reach = float(values.mean()), student(0.5 + level / 2, values.size - 1) * math.sqrt(variance)
+    return Interval(value, value - reach, value + reach, level, parts[0].n, "Student over seeds, by their intervals")
 
 
 def student_mean(samples: Array, level: float = LEVEL) -> Interval:
@@ -348,7 +377,7 @@ def paired_difference(scores: Array, reference: Array, level: float = LEVEL) -> 
 
     Both have shape (seeds, examples). For hits and misses of one seed this is the
     adjusted Wald interval of Bonett and Price (2012), which holds its level where
-    few answers changed.
+    few answers changed; those of several seeds are reckoned with one example won and one lost more, too.
     """
     seeds, examples = scores.shape
     value = float(scores.mean() - reference.mean())
@@ -363,5 +392,6 @@ def paired_difference(scores: Array, reference: Array, level: float = LEVEL) -> 
             value, max(-1.0, min(middle - reach, value)), min(1.0, max(middle + reach, value)), level, examples,
             "Bonett-Price, paired",
         )  # fmt: skip
-    moved = mean_score(scores - reference, level)
+    hits = bool(np.isin(scores, (0, 1)).all() and np.isin(reference, (0, 1)).all())
+    moved = _mean_over(scores - reference, level, (-1.0, 1.0) if hits else ())
     return Interval(value, moved.low, moved.high, level, examples, moved.method + ", paired")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -37,19 +38,39 @@ def default_runs() -> Path:
     return Path(os.environ.get("LEANMARK_RUNS", "leanmark-runs"))
 
 
-def create_folder(path: Path) -> None:
-    """Make the folder of a run. Raises InvalidInput if it cannot be written, and leaves nothing then."""
+def create_folder(root: Path, stem: str) -> Path:
+    """Make a folder for a run, which no other run has: `stem`, or with a number after it.
+
+    Raises InvalidInput if it cannot be written, and leaves nothing then.
+    """
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
     try:
-        with telling(path):
-            (path / SAMPLES).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path) as probe:
-                probe.write(b"x" * 65536)
-                probe.flush()
-    except InvalidInput as error:
-        shutil.rmtree(path, ignore_errors=True)
+        with telling(root):
+            root.mkdir(parents=True, exist_ok=True)
+            path = next(path for name in names if _made(path := root / name))
+        try:
+            with telling(path):
+                (path / SAMPLES).mkdir()
+                with tempfile.TemporaryFile(dir=path) as probe:
+                    probe.write(b"x" * 65536)
+                    probe.flush()
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    except LeanmarkError as error:
         raise InvalidInput(
-            error.what, where=path, do="Free some space, or choose another folder with --out."
+            error.what, where=error.where, do="Free some space, or choose another folder with --out."
         ) from error
+    return path
+
+
+def _made(path: Path) -> bool:
+    """Whether this call made the folder; False where it was there before."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

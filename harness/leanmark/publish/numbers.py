@@ -11,12 +11,11 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from leanmark.results import Interval, Quality
+from leanmark.results import FRACTIONS, Interval, Quality
 
 MISSING: Final = "\u2013"  # an en dash
 
-# Metrics that are fractions of test examples; others are shown in their own unit.
-PERCENT_METRICS: Final = frozenset({"accuracy", "agreement", "top1", "top5"})
+_MOST_PLACES = 6
 
 # Characters that reorder or hide the text around them (Unicode TR 36, section 2.5).
 _BIDI: Final = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
@@ -42,7 +41,7 @@ def ratio(interval: Interval | None) -> Figure:
 
     The reference itself, whose ratio is 1 by definition, has no interval.
     """
-    if interval is None or not _finite(interval):
+    if interval is None or not interval.is_finite:
         return NOTHING
     if interval.n == 0:
         return Figure("1x")
@@ -53,10 +52,10 @@ def ratio(interval: Interval | None) -> Figure:
 
 def quality(found: Quality | None) -> Figure:
     """A score: ``88.9 % [87.4, 90.2]``, or ``0.729 [0.701, 0.755]`` where it is no fraction."""
-    if found is None or not _finite(found.score):
+    if found is None or not found.score.is_finite:
         return NOTHING
     score = found.score
-    if is_percentage(found.metric):
+    if found.metric in FRACTIONS:
         low, high = _fixed(100 * score.low, 1), _fixed(100 * score.high, 1)
         return Figure(f"{_fixed(100 * score.value, 1)} %", f"[{low}, {high}]")
     return Figure(_fixed(score.value, 3), f"[{_fixed(score.low, 3)}, {_fixed(score.high, 3)}]")
@@ -64,10 +63,10 @@ def quality(found: Quality | None) -> Figure:
 
 def difference(found: Quality | None) -> Figure:
     """Score minus the reference's, paired: ``-0.4 pp [-0.9, +0.1]``."""
-    if found is None or found.difference is None or not _finite(found.difference):
+    if found is None or found.difference is None or not found.difference.is_finite:
         return NOTHING
     paired = found.difference
-    if is_percentage(found.metric):
+    if found.metric in FRACTIONS:
         low, high = signed(100 * paired.low, 1), signed(100 * paired.high, 1)
         return Figure(f"{signed(100 * paired.value, 1)} pp", f"[{low}, {high}]")
     return Figure(signed(paired.value, 3), f"[{signed(paired.low, 3)}, {signed(paired.high, 3)}]")
@@ -80,25 +79,26 @@ def published(figure: str, value: float) -> str:
     return f"{100 * value:.4g} pp" if figure == "no_loss" else f"{value:.4g}x"
 
 
-def claimed(figure: str, here: Interval | None) -> Figure:
-    """The same figure as a run has it, with its interval where it was not just counted."""
-    if here is None or not _finite(here):
+def claimed(figure: str, here: Interval | None, paper: float) -> Figure:
+    """The same figure as a run has it, with its interval where it was not just counted.
+
+    It has as many digits as tell it from the paper's.
+    """
+    if here is None or not here.is_finite:
         return NOTHING
-    if figure in ("error", "no_loss"):
-        shown = signed if figure == "no_loss" else _fixed
-        unit = "pp" if figure == "no_loss" else "%"
-        return Figure(
-            f"{shown(100 * here.value, 2)} {unit}", f"[{shown(100 * here.low, 2)}, {shown(100 * here.high, 2)}]"
-        )
-    places = 2 if here.value < 10 else 1
-    if here.n == 0:
-        return Figure(f"{here.value:.{places}f}x")
-    return Figure(f"{here.value:.{places}f}x", f"[{here.low:.{places}f}, {here.high:.{places}f}]")
+    scale = 100.0 if figure in ("error", "no_loss") else 1.0
+    shown = signed if figure == "no_loss" else _fixed
+    unit = {"error": " %", "no_loss": " pp"}.get(figure, "x")
+    bounds = [scale * bound for bound in (here.value, here.low, here.high)]
+    places = 1 if scale == 1 and here.value >= 10 else 2
+    while places < _MOST_PLACES and any(_looks_equal(bound, scale * paper, places) for bound in bounds):
+        places += 1
+    value, low, high = (shown(bound, places) for bound in bounds)
+    return Figure(f"{value}{unit}", "" if here.n == 0 else f"[{low}, {high}]")
 
 
-def is_percentage(metric: str) -> bool:
-    """Whether scores of this metric are fractions, to be shown in percent."""
-    return metric in PERCENT_METRICS
+def _looks_equal(number: float, other: float, places: int) -> bool:
+    return not math.isclose(number, other, rel_tol=1e-9) and round(number, places) == round(other, places)
 
 
 def size(n_bytes: float | None) -> str:
@@ -155,10 +155,6 @@ def _visible(character: str) -> str:
     if character in _BIDI or unicodedata.category(character) in _INVISIBLE:
         return f"\\u{ord(character):04x}"
     return character
-
-
-def _finite(interval: Interval) -> bool:
-    return all(math.isfinite(bound) for bound in (interval.value, interval.low, interval.high))
 
 
 def _ratio_places(interval: Interval) -> int:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from leanmark.errors import InvalidInput
 from leanmark.publish import leaderboard
 from leanmark.publish.leaderboard import AXES, Group, Row
-from leanmark.publish.numbers import difference, is_percentage, quality, ratio, size, visible
-from leanmark.results import Interval, Role
+from leanmark.publish.numbers import difference, quality, ratio, size, visible
+from leanmark.results import FRACTIONS, Interval, Role
 
 if TYPE_CHECKING:
     import altair as alt
@@ -67,7 +67,7 @@ def points(table: Sequence[Row]) -> list[dict[str, Any]]:
     for index, row in enumerate(table):
         if row.quality is None or not math.isfinite(row.quality.score.value):
             continue
-        scale = 100.0 if is_percentage(row.quality.metric) else 1.0
+        scale = 100.0 if row.quality.metric in FRACTIONS else 1.0
         family = _family(row)
         found.append(
             {
@@ -132,7 +132,7 @@ def _texts(row: Row) -> list[str]:
 
 
 def _y_title(metric: str, y: str) -> str:
-    name, percentage = visible(metric, NAME_LIMIT), is_percentage(metric)
+    name, percentage = visible(metric, NAME_LIMIT), metric in FRACTIONS
     if y == "score":
         return f"{name} (%)" if percentage else name
     return f"{name} minus fp32's, paired" + (" (pp)" if percentage else "")

@@ -13,7 +13,7 @@ from leanmark.jsonable import Json, to_json
 from leanmark.judgement import Basis, Change, Judgement
 from leanmark.publish import numbers
 from leanmark.publish.numbers import Figure, plural, visible
-from leanmark.results import SCHEMA_VERSION, Run, Verdict
+from leanmark.results import FRACTIONS, SCHEMA_VERSION, Run, Verdict
 from leanmark.rules import CELL
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def amount(change: Change) -> Figure:
 
 def _is_percentage(change: Change) -> bool:
     """Whether quality is of a metric that is shown in percent."""
-    return not change.scored or numbers.is_percentage(change.scored)
+    return not change.scored or change.scored in FRACTIONS
 
 
 def metric(change: Change) -> str:
