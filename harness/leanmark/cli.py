@@ -166,6 +166,7 @@ def fetch(
     from leanmark import fetching
     from leanmark.jsonable import to_json
     from leanmark.publish.console import make_console, running
+    from leanmark.publish.numbers import visible
 
     console = make_console(stderr=as_json)
     with running(console) as advance:
@@ -174,8 +175,8 @@ def fetch(
         typer.echo(json.dumps(to_json(found), indent=1))
         return
     for item in found:
-        came = f"from {item.source}" if item.source else "was here"
-        console.print(f"{item.name}: {came}; {item.folder}", soft_wrap=True, markup=False)
+        came = f"from {visible(item.source)}" if item.source else "was here"
+        console.print(f"{item.name}: {came}; {visible(item.folder)}", soft_wrap=True, markup=False)
     if not found:
         console.print("nothing needs to be fetched")
 

@@ -6,8 +6,10 @@ escapes is a fault of leanmark's own and ends with exit code 70.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +64,27 @@ class InvalidInput(LeanmarkError):
     exit_code = EXIT_INVALID
 
 
-class StorageFull(InvalidInput):
+class NotWritable(InvalidInput):
+    """A file or folder cannot be written."""
+
+
+class StorageFull(NotWritable):
     """A disk or quota is full; what was written before stays valid."""
+
+
+@contextlib.contextmanager
+def telling(path: Path) -> Generator[None]:
+    """Turn what the operating system says about writing into an error with advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(
+                "the disk is full", where=path, do="Free some space, then resume; what was measured is kept."
+            ) from error
+        raise NotWritable(
+            f"cannot be written: {error.strerror}", where=path, do="Choose another folder, or mend its permissions."
+        ) from error
 
 
 class NothingToCompare(LeanmarkError):

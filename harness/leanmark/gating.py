@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from leanmark.declare import suite as suites
-from leanmark.errors import InvalidInput, NothingToCompare
+from leanmark.errors import InvalidInput, NothingToCompare, telling
 from leanmark.judge import baselines, gate, store
 from leanmark.judge.baselines import Baseline
 from leanmark.judge.opponents import Stored
@@ -180,7 +180,7 @@ def _files(content: str) -> Mapping[str, Path]:
 def write_outputs(outputs: Sequence[tuple[Path, str]]) -> None:
     """Put each text into its file, in place of what it held."""
     for path, text in outputs:
-        with store.telling(path):
+        with telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         store.write_atomically(path, text)
 
@@ -189,5 +189,5 @@ def append_summary(text: str) -> None:
     """Add to the summary of the step, where this is a step of a GitHub workflow."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
-        with store.telling(Path(path)), Path(path).open("a", encoding="utf-8") as file:
+        with telling(Path(path)), Path(path).open("a", encoding="utf-8") as file:
             file.write(text)

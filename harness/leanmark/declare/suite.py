@@ -152,7 +152,7 @@ def _builtin_on(entry: dict[str, Any], location: Location, document: Document) -
         data = WorkloadOptions.model_validate(options).data
     except ValidationError as error:
         raise explain(error, document, (*location, name), WorkloadOptions) from None
-    known = [item.name.removeprefix(f"{name}-") for item in registry.workloads() if item.name.startswith(f"{name}-")]
+    known = [need for item in registry.workloads() for need in item.needs if item.name == f"{name}-{need}"]
     if data not in known:
         where = document.position((*location, name, "data"))
         raise InvalidInput(f"there is no {name} on '{data}'", where=where, do=did_you_mean(data, known))

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from leanmark.errors import InvalidInput, LeanmarkError, NothingToCompare, did_you_mean
+from leanmark.errors import InvalidInput, LeanmarkError, NothingToCompare, did_you_mean, telling
 from leanmark.jsonable import Json, from_json, read_json, to_json
 from leanmark.judge import store
 from leanmark.results import SCHEMA_VERSION, Run
@@ -105,7 +105,7 @@ def save(run: Run, folder: Path, files: Callable[[str], Mapping[str, Path]] | No
         )
     machine = str(run.environment.get("machine_class") or "unknown")
     path = folder / f"{_safe(run.suite)}-{_safe(machine)}.json"
-    with store.telling(folder):
+    with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
     saved = datetime.now(UTC).isoformat(timespec="seconds")
     baseline = Baseline(_cut_down(run), saved, None, path)
@@ -127,7 +127,7 @@ def pin(baseline: Baseline) -> Baseline:
     if artifacts is not None:
         _check_packed(baseline)
         own = path.with_suffix(".zip")
-        with store.telling(own):
+        with telling(own):
             own.unlink(missing_ok=True)  # never through a link
             shutil.copyfile(baseline.path.parent / artifacts.file, own)
         artifacts = replace(artifacts, file=own.name)
@@ -203,7 +203,7 @@ def _contents(run: Run) -> dict[str, tuple[str, ...]]:
 def _pack(run: Run, path: Path, files: Callable[[str], Mapping[str, Path]]) -> Packed:
     """All artifacts of a run in one zip file, each once; the same artifacts make the same file."""
     contents = _contents(run)
-    with store.telling(path), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
+    with telling(path), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
         try:
             with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
                 for content in dict.fromkeys(content for hashes in contents.values() for content in hashes):

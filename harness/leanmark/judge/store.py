@@ -8,13 +8,12 @@ pytest-benchmark document.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from leanmark import __version__
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.errors import InvalidInput, LeanmarkError, Position, StorageFull, did_you_mean
+from leanmark.errors import InvalidInput, LeanmarkError, Position, did_you_mean, telling
 from leanmark.jsonable import from_json, read_json, to_json
 from leanmark.results import SCHEMA_VERSION, Result, Run
 
@@ -71,21 +70,6 @@ def _made(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def telling(path: Path) -> Generator[None]:
-    """Turn what the operating system says about writing into an error with advice."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull(
-                "the disk is full", where=path, do="Free some space, then resume; what was measured is kept."
-            ) from error
-        raise InvalidInput(
-            f"cannot be written: {error.strerror}", where=path, do="Choose another folder, or mend its permissions."
-        ) from error
 
 
 class Journal:

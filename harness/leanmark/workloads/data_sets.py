@@ -89,8 +89,10 @@ def read(name: str, part: str) -> bytes:
     path = known.folder / part
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InvalidInput(f"{known.title} is not here", where=path, do=f"Run `leanmark fetch {name}`.") from error
+    except OSError as error:
+        raise InvalidInput(f"cannot be read: {error.strerror}", where=path, do="Mend its permissions.") from error
     if not is_published(content, known.parts[part]):
         raise InvalidInput("the file is damaged: its sha256 is wrong", where=path, do=f"Run `leanmark fetch {name}`.")
     return content
