@@ -21,8 +21,9 @@ from leanmark.networks.lenet import build_lenet_5
 from leanmark.openvino_runtime import load_openvino
 from leanmark.registry import get_runtime, get_step
 from leanmark.runtimes import Session, load_onnxruntime, load_torch, supported
-from leanmark.stages import Artifact, Delivery, Program, TorchModel, save
+from leanmark.stages import Artifact, Context, Delivery, Program, Split, TorchModel, save
 
+CONTEXT = Context(lambda _: Split({}), 0)
 IMAGES = np.random.default_rng(0).random((5, 1, 28, 28), dtype=np.float32)
 
 
@@ -106,6 +107,46 @@ def test_views_can_be_bound(runtime: str, module: torch.nn.Module, expected: Arr
     frozen.flags.writeable = False
     (answers,) = loaded.outputs(loaded.call(loaded.bind({"image": frozen})))
     assert np.allclose(answers, expected[::-1], rtol=1e-4, atol=1e-5)
+
+
+def with_integer_weights(scales: Array) -> tuple[Program, Array]:
+    """One layer whose weights are int8 in the file; and its weights as they are meant."""
+    stored = np.random.default_rng(1).integers(-127, 128, (64, 32)).astype(np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weights", "scales"], ["decoded"], axis=1),
+        helper.make_node("MatMul", ["image", "decoded"], ["output"]),
+    ]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])]
+        for name, size in (("image", 64), ("output", 32))
+    )
+    tensors = [numpy_helper.from_array(stored, "weights"), numpy_helper.from_array(scales, "scales")]
+    graph = helper.make_graph(nodes, "test", inputs, outputs, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return Program(model.SerializeToString()), stored * scales
+
+
+@pytest.mark.parametrize("load", [load_openvino, load_onnxruntime])
+@pytest.mark.parametrize("scales", [np.float32(0.01), np.linspace(0.001, 0.01, 32, dtype=np.float32)])
+def test_integer_weights_alone_quantize_nothing_else(load: Any, scales: Array, tmp_path: Path) -> None:
+    """By themselves both runtimes would quantize what such a layer is given, and be off by 0.5 %."""
+    program, weights = with_integer_weights(scales)
+    images = np.random.default_rng(2).random((5, 64), dtype=np.float32)
+    loaded = load(artifact_of(program, tmp_path / "int8"), 1, "cpu")
+    (answers,) = loaded.outputs(loaded.call(loaded.bind({"image": images})))
+    expected = images @ weights
+    assert np.abs(answers - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_openvino_computes_with_blocks_of_weights_as_onnxruntime_does(module: torch.nn.Module, tmp_path: Path) -> None:
+    step = get_step("quantize.weights")
+    program = step.function(lenet_5(module), CONTEXT, **step.parameters(bits=8).model_dump())
+    artifact = artifact_of(program, tmp_path / "int8")
+    answers = [
+        loaded.outputs(loaded.call(loaded.bind({"image": IMAGES})))[0]
+        for loaded in (load_openvino(artifact, 1, "cpu"), load_onnxruntime(artifact, 1, "cpu"))
+    ]
+    assert np.abs(answers[0] - answers[1]).max() <= 1e-5 * np.abs(answers[1]).max()
 
 
 def test_packed_weights_are_loaded_from_their_own_file(module: torch.nn.Module, tmp_path: Path) -> None:

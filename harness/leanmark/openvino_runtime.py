@@ -34,8 +34,9 @@ class _OpenvinoSession(WithoutEvents):
 def load_openvino(artifact: Artifact, threads: int, device: str) -> Session:
     """Load a program into OpenVINO, and compile it for one request at a time.
 
-    It computes in fp32 where the program does: by itself it would take bf16 on processors that have it. Threads are
-    not pinned by it, since leanmark does so. Packed weights are decoded.
+    It computes as the program says: by itself it would take bf16 on processors that have it, and quantize what
+    layers with compressed weights are given. Denormals are flushed to zero, as in every runtime here. Threads are not
+    pinned by it, since leanmark does so. Packed weights are decoded.
     Raises PreparationError if it is no program, or if it cannot be compiled.
     """
     if artifact.stage is not Program:
@@ -49,6 +50,8 @@ def load_openvino(artifact: Artifact, threads: int, device: str) -> Session:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "CPU_DENORMALS_OPTIMIZATION": True,
     }
     try:
         if artifact.delivery.packed:

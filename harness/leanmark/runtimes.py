@@ -275,8 +275,9 @@ class _OnnxCudaSession(WithoutEvents):
 def load_onnxruntime(artifact: Artifact, threads: int, device: str) -> Session:
     """Load an artifact into onnxruntime, with all of its graph optimizations.
 
-    Threads wait without spinning, denormals are flushed to zero, and TF32 is off.
-    Packed weights are decoded and handed over in memory.
+    Threads wait without spinning, denormals are flushed to zero, and TF32 is off. What is multiplied with integer
+    weights keeps the program's type: by itself onnxruntime would quantize it, too. Packed weights are decoded and
+    handed over in memory.
     Raises PreparationError if there is no such device, or if it cannot be loaded.
     """
     if artifact.stage is not Program:
@@ -289,6 +290,7 @@ def load_onnxruntime(artifact: Artifact, threads: int, device: str) -> Session:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # fp32
     providers: list[Any] = ["CPUExecutionProvider"]
     if device != "cpu":
         if "CUDAExecutionProvider" not in ort.get_available_providers():

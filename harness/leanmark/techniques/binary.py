@@ -116,7 +116,7 @@ def binary(
             weight_decay=0.0,
             generator=ctx.generator("quantize.binary"),
             loss=loss,
-            label_smoothing=label_smoothing if loss == "cross_entropy" else 0.0,
+            label_smoothing=label_smoothing,
             after_step=lambda _: _clip(layers),
             progress=ctx.progress,
         )
@@ -159,12 +159,12 @@ def _sign() -> nn.Module:
 
     class StraightThrough(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, weight: Tensor) -> Tensor:  # noqa: ARG004
+        def forward(ctx: Any, weight: Tensor) -> Tensor:  # noqa: ARG004 - torch's own name
             magnitude = weight.abs().mean().clamp_min(torch.finfo(weight.dtype).tiny)
             return torch.where(weight < 0, -magnitude, magnitude)
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 - torch's own name
             return grads[0]
 
     class Sign(nn.Module):

@@ -99,7 +99,7 @@ def iterative(
             learning_rate=learning_rate,
             generator=ctx.generator(f"prune.iterative/{number}"),
             loss=loss,
-            label_smoothing=label_smoothing if loss == "cross_entropy" else 0.0,
+            label_smoothing=label_smoothing,
             after_backward=after_backward,
             after_step=after_step,
             progress=lambda done, text, n=number: ctx.progress(

@@ -89,7 +89,7 @@ def qat(
         learning_rate=learning_rate,
         generator=ctx.generator("quantize.qat"),
         loss=loss,
-        label_smoothing=label_smoothing if loss == "cross_entropy" else 0.0,
+        label_smoothing=label_smoothing,
         after_backward=after_backward,
         after_step=after_step,
         progress=ctx.progress,

@@ -300,7 +300,7 @@ def finetune(
         learning_rate=learning_rate,
         generator=ctx.generator("train.finetune"),
         loss=loss,
-        label_smoothing=label_smoothing if loss == "cross_entropy" else 0.0,
+        label_smoothing=label_smoothing,
         after_backward=after_backward,
         after_step=after_step,
         progress=ctx.progress,
