@@ -32,11 +32,16 @@ class _OpenvinoSession(WithoutEvents):
 
 
 def load_openvino(artifact: Artifact, threads: int, device: str) -> Session:
-    """Load a program into OpenVINO, and compile it for one request at a time.
+    """Load a program into OpenVINO; see `compile_program`."""
+    return _OpenvinoSession(compile_program(artifact, threads, device))
 
-    It computes as the program says: by itself it would take bf16 on processors that have it, and quantize what
-    layers with compressed weights are given. Denormals are flushed to zero, as in every runtime here. Threads are not
-    pinned by it, since leanmark does so. Packed weights are decoded.
+
+def compile_program(artifact: Artifact, threads: int, device: str) -> Any:
+    """A program as OpenVINO compiles it, for one request at a time.
+
+    It computes as the program says, or in the precision that its delivery asks for: by itself it would take bf16 on
+    processors that have it, and quantize what layers with compressed weights are given. Denormals are flushed to zero,
+    as in every runtime here. Threads are not pinned by it, since leanmark does so. Packed weights are decoded.
     Raises PreparationError if it is no program, or if it cannot be compiled.
     """
     if artifact.stage is not Program:
@@ -45,7 +50,7 @@ def load_openvino(artifact: Artifact, threads: int, device: str) -> Session:
 
     core = openvino.Core()
     options = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": artifact.delivery.compiler.get("precision", "f32"),
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
@@ -58,7 +63,7 @@ def load_openvino(artifact: Artifact, threads: int, device: str) -> Session:
             model = core.read_model(artifact.proto().SerializeToString())
         else:
             model = core.read_model((artifact.root / "model.onnx").read_bytes())
-        return _OpenvinoSession(core.compile_model(model, device.upper(), options))
+        return core.compile_model(model, device.upper(), options)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise PreparationError(f"OpenVINO cannot load the program: {lines[-1] if lines else error}") from error

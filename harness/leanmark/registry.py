@@ -41,6 +41,7 @@ class Step:
     exact: float | None
     libraries: tuple[str, ...]
     splits: tuple[str, ...]  # the splits that it reads
+    runtimes: tuple[str, ...] = ()  # the only ones that it works for; empty for any
 
     @property
     def doc(self) -> str:
@@ -125,17 +126,19 @@ def step(
     exact: float | None = None,
     libraries: tuple[str, ...] = ("torch",),
     splits: tuple[str, ...] = (),
+    runtimes: tuple[str, ...] = (),
 ) -> Callable[[StepFunction], StepFunction]:
     """Register a function as the step `name`.
 
     `exact` says that the step changes no answer by more than this much, relative
     to the largest answer. `libraries` are the distributions whose version decides
-    what comes out; with the step's source they make its artifacts' key.
+    what comes out; with the step's source they make its artifacts' key. `runtimes` are those that
+    the step is for; on others it is not applicable.
     """
 
     def register(function: StepFunction) -> StepFunction:
         stages = consumes if isinstance(consumes, tuple) else (consumes,)
-        _add(_steps, name, Step(name, family, stages, produces, function, evidence, exact, libraries, splits))
+        _add(_steps, name, Step(name, family, stages, produces, function, evidence, exact, libraries, splits, runtimes))
         return function
 
     return register

@@ -56,7 +56,7 @@ class Session(Protocol):
 # --- what can run here ----------------------------------------------------------------
 
 # Distributions that bring a CUDA build of a runtime whose plain one has none.
-_COMPILERS = ("g++", "clang++", "c++")
+COMPILERS = ("g++", "clang++", "c++")
 _CUDA_DISTRIBUTION = {"onnxruntime": "onnxruntime-gpu"}
 
 
@@ -74,8 +74,8 @@ def supported(runtime: str, device: str) -> str | None:
         return f"{module} is not installed"
     if device == "cuda":
         return _no_cuda(module)
-    if runtime == "torch-compile" and not any(map(shutil.which, _COMPILERS)):
-        return f"no C++ compiler ({' or '.join(_COMPILERS)}) is installed, which Inductor needs for CPUs"
+    if runtime == "torch-compile" and not any(map(shutil.which, COMPILERS)):
+        return f"no C++ compiler ({' or '.join(COMPILERS)}) is installed, which Inductor needs for CPUs"
     return None
 
 
@@ -171,9 +171,9 @@ def _tensors(raw: Any) -> Iterable[Tensor]:
 
 
 def load_torch(artifact: Artifact, threads: int, device: str) -> Session:
-    """Load an artifact into torch eager.
+    """Load an artifact into torch: eager, or compiled where its delivery says so.
 
-    Process-wide: the number of threads, denormals flushed to zero, TF32 off.
+    Process-wide: the number of threads, denormals flushed to zero, TF32 off, and what `compiled` sets.
     Raises PreparationError if there is no such device.
     """
     import torch
@@ -197,24 +197,40 @@ def load_torch(artifact: Artifact, threads: int, device: str) -> Session:
     with torch.inference_mode():
         stage = artifact.load()
         assert isinstance(stage, TorchModel)
-        return _TorchSession(stage.module, device)
+        how = artifact.delivery.compiler
+        return _TorchSession(compiled(stage.module.to(device), tune=how["tune"]) if how else stage.module, device)
 
 
-def load_torch_compile(artifact: Artifact, threads: int, device: str) -> Session:
-    """Load an artifact into torch and compile it with Inductor, for exactly the shapes that it is called with.
+def compiled(module: nn.Module, *, tune: bool) -> nn.Module:
+    """The module as Inductor compiles it at its first call, for exactly the shapes that it is called with.
 
-    The first call compiles; what was compiled once is found again in Inductor's own
-    cache. Process-wide as `load_torch`; compiling starts no processes of its own.
-    Raises PreparationError if there is no such device.
+    tune: weights are constants of the code, and products take the fastest of several kernels. Process-wide: the last
+    call's `tune`, and that compiling starts no processes of its own, which would run beside what is measured.
     """
     import torch
     from torch._inductor import config
 
-    config.compile_threads = 1  # its pool of processes would run beside what is measured
+    config.compile_threads = 1
+    config.freezing = tune  # Inductor reads it before it sees the options of torch.compile
+    options: dict[str, Any] = {"max_autotune": True, "autotune_num_choices_displayed": 0} if tune else {}
+    return cast("nn.Module", torch.compile(module, dynamic=False, options=options))
+
+
+def load_torch_compile(artifact: Artifact, threads: int, device: str) -> Session:
+    """Load an artifact into torch and compile it, whatever its delivery says.
+
+    The first call compiles; what was compiled once is found again in Inductor's own
+    cache. Process-wide as `load_torch`.
+    Raises PreparationError if there is no such device.
+    """
+    import torch
+
     session = load_torch(artifact, threads, device)
     assert isinstance(session, _TorchSession)
+    if artifact.delivery.compiler:
+        return session
     with torch.inference_mode():
-        return _TorchSession(cast("nn.Module", torch.compile(session.module, dynamic=False)), device)
+        return _TorchSession(compiled(session.module, tune=False), device)
 
 
 # --- onnxruntime ----------------------------------------------------------------------

@@ -42,16 +42,22 @@ class Delivery:
     packed: weights lie in a file of packed weights that is decoded when loaded.
     slowdown: the fraction by which every call is made to last longer (the positive control).
     coding: how packed weights are written where that is smallest.
+    compiler: what compiles it when it is loaded, by `name`, and how; empty for what the runtime does by itself.
     """
 
     packed: bool = False
     slowdown: float = 0.0
     coding: Coding = "palette"
+    compiler: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def as_json(self) -> dict[str, Any]:
         """For a manifest; without what is as always."""
         found: dict[str, Any] = {"packed": self.packed, "slowdown": self.slowdown}
-        return found if self.coding == "palette" else {**found, "coding": self.coding}
+        if self.coding != "palette":
+            found["coding"] = self.coding
+        if self.compiler:
+            found["compiler"] = dict(self.compiler)
+        return found
 
 
 @dataclass(frozen=True)

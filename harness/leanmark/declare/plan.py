@@ -107,8 +107,11 @@ def _block(suite: Suite, workload: Workload, target: Target, available: Availabi
 def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: Role, available: Availability) -> Cell:
     steps, lowering, skip = recipe.steps, 0, None
     problem = stage_problem(recipe, workload.stage)
+    elsewhere = next((step for step in recipe.steps if not _is_for(step.name, target.runtime)), None)
     if problem is not None:
         skip = (Status.NOT_APPLICABLE, problem[1])
+    elif elsewhere is not None:
+        skip = (Status.NOT_APPLICABLE, f"{elsewhere.name} is for {' and '.join(_runtimes_of(elsewhere.name))}")
     else:
         added = _lowering(final_stage(recipe, workload.stage), target)
         if added is None:
@@ -135,6 +138,14 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
         lowering=lowering,
         skip=skip,
     )
+
+
+def _runtimes_of(step: str) -> tuple[str, ...]:
+    return registry.get_step(step).runtimes
+
+
+def _is_for(step: str, runtime: str) -> bool:
+    return not _runtimes_of(step) or runtime in _runtimes_of(step)
 
 
 def _families(recipe: Recipe) -> tuple[str, ...]:
