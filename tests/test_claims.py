@@ -3,10 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from judge.documents import NAME, result
 from judge.documents import run as made
+from leanmark import hits, stats
 from leanmark.claims import FIGURES, beside
 from leanmark.declare.schema import ClaimDeclaration
 from leanmark.declare.suite import load
@@ -79,6 +81,61 @@ def test_what_failed_or_was_not_measured_has_no_figure():
     assert found.finding == "no figure"
 
 
+@pytest.mark.parametrize(("share", "finding"), [(0.7, "reached"), (0.9, "undecided"), (1.3, "missed")])
+def test_speed_is_compared_with_the_cut_of_macs(share: float, finding: str):
+    (found,) = beside(run({"follows_macs": share}))
+    assert found.here is not None
+    assert (found.here.value, found.here.low) == pytest.approx((2 / 2, 1 / 0.6 / 2))
+    assert found.finding == finding
+
+
+def beside_another(claim: dict[str, float], own: np.ndarray, theirs: np.ndarray) -> Run:
+    """A run with a second variant, `other`, which the claim names; and which answers were right."""
+    one = run(claim, loss=between(0.0, -0.1, 0.1))
+    reference, variant = one.results
+    assert variant.quality is not None
+    cell = replace(variant.cell, id="net/other/cpu-onnxruntime-t1-b1", recipe="other")
+    other = replace(
+        variant, cell=cell, footprint=Footprint(1000, 200, 50, 800, 600), against_reference=between(0.8, 0.7, 0.9)
+    )
+    scored = [replace(variant.quality, hits=(hits.pack(right),), by_seed=(right.mean(),)) for right in (own, theirs)]
+    results = (reference, replace(variant, quality=scored[0]), replace(other, quality=scored[1]))
+    return replace(one, results=results, claims=(Claim("net/int8/*", "A. Author 2015", claim, "other"),))
+
+
+def test_a_recipe_may_be_compared_with_another():
+    own, theirs = np.ones(500), np.ones(500)
+    theirs[:60] = 0
+    found = beside(
+        beside_another({"smaller": 2, "fewer_weights": 2, "faster": 1.2, "better": 0.05, "no_loss": 0}, own, theirs)
+    )
+    by_figure = {item.figure: item for item in found}
+    assert {item.finding for item in found} == {"reached"}
+    assert {item.than for item in found} == {"other"}
+    expected = stats.paired_difference(own[None], theirs[None])
+    assert by_figure["better"].here == expected
+    faster = by_figure["faster"].here
+    assert faster is not None
+    assert faster.value == pytest.approx(0.8 / 0.5)
+    assert faster.low < faster.value < faster.high
+    (worse,) = beside(beside_another({"better": 0.0}, theirs, own))
+    assert worse.finding == "missed"
+
+
+def test_without_the_other_recipe_there_is_no_figure():
+    made = beside_another({"better": 0.0}, np.ones(10), np.ones(10))
+    (found,) = beside(replace(made, results=made.results[:2]))
+    assert found.finding == "no figure"
+    broken = replace(made.results[2], status=Status.FAILED, reason="it broke")
+    (found,) = beside(replace(made, results=(*made.results[:2], broken)))
+    assert (found.finding, found.reason) == ("no figure", "other: failed: it broke")
+    scored = made.results[2].quality
+    assert scored is not None
+    damaged = replace(made.results[2], quality=replace(scored, hits=("10:!",)))
+    (found,) = beside(replace(made, results=(*made.results[:2], damaged)))
+    assert found.finding == "no figure"
+
+
 def test_a_figure_that_is_not_known_has_none_here():
     (found,) = beside(run({"colour\x1b[1m": 2}))
     assert (found.here, found.finding) == (None, "no figure")
@@ -99,7 +156,7 @@ def test_error_and_loss_are_of_fractions_only():
         ("fewer_weights", 12, 12, "12.0x"),
         ("fewer_weights", 25.123, 12, "25.1x"),
         ("error", 0.01589, 0.0159, "1.589 %"),
-        ("no_loss", -0.00005, 0.001, "0.00 pp"),
+        ("no_loss", -0.00001, 0.001, "0.00 pp"),
     ],
 )
 def test_a_figure_has_the_digits_that_tell_it_from_the_papers(figure: str, here: float, paper: float, shown: str):
@@ -107,7 +164,7 @@ def test_a_figure_has_the_digits_that_tell_it_from_the_papers(figure: str, here:
 
 
 def test_every_figure_can_be_declared():
-    assert set(FIGURES) == set(ClaimDeclaration.model_fields) - {"cell", "source"}
+    assert set(FIGURES) == set(ClaimDeclaration.model_fields) - {"cell", "source", "than"}
 
 
 SUITE = """\
@@ -134,3 +191,8 @@ def test_a_suite_declares_them(tmp_path: Path):
     path.write_text(SUITE.replace("CLAIM", "{cell: '*/hlaf/*', source: B 1990, smaller: 4}"))
     with pytest.raises(InvalidInput, match="fit no cell"):
         plan_suite(str(path), Options())
+    path.write_text(SUITE.replace("CLAIM", "{cell: '*/half/*', source: B 1990, than: fp23, smaller: 4}"))
+    with pytest.raises(InvalidInput, match=r"'fp23', which is no recipe(.|\n)*Did you mean 'fp32'"):
+        plan_suite(str(path), Options())
+    path.write_text(SUITE.replace("CLAIM", "{cell: '*/half/*', source: B 1990, than: fp32, better: 0pp}"))
+    assert plan_suite(str(path), Options()).plan.suite.claims[0].than == "fp32"

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from leanmark import hits, stats
 from leanmark.results import FRACTIONS, Claim, Interval, Result, Role, Run, Status
 from leanmark.rules import fits
 
 Finding = Literal["reached", "missed", "undecided", "no figure"]
+_MEASURED = (Status.OK, Status.NOISY)
 Estimator = Callable[[Result, Result], Interval | None]
 
 
@@ -25,6 +27,7 @@ class Beside:
     cell: str
     source: str
     figure: str
+    than: str  # the recipe that it was compared with; empty for the reference
     paper: float
     here: Interval | None
     finding: Finding
@@ -33,30 +36,34 @@ class Beside:
 
 def beside(run: Run) -> list[Beside]:
     """Every claim of the run's suite on every cell that it is about."""
+    others = {(item.cell.block, item.cell.recipe): item for item in run.results}
     references = {item.cell.block: item for item in run.results if item.cell.role is Role.REFERENCE}
     return [
         found
         for claim in run.claims
         for result in run.results
         if fits(result.cell.id, claim.cell)
-        for found in _compare(claim, result, references.get(result.cell.block))
+        for found in _compare(
+            claim,
+            result,
+            others.get((result.cell.block, claim.than)) if claim.than else references.get(result.cell.block),
+        )
     ]
 
 
-def _compare(claim: Claim, result: Result, reference: Result | None) -> Iterator[Beside]:
+def _compare(claim: Claim, result: Result, other: Result | None) -> Iterator[Beside]:
     for figure, paper in claim.figures.items():
         here, reason = None, ""
-        if result.status not in (Status.OK, Status.NOISY):
-            reason = f"{result.status.value}: {result.reason}"
+        broken = next((item for item in (result, other) if item is not None and item.status not in _MEASURED), None)
+        if broken is not None:
+            reason = f"{'' if broken is result else broken.cell.recipe + ': '}{broken.status.value}: {broken.reason}"
         elif figure not in FIGURES:  # a document may come from a newer leanmark, or from anybody
             reason = "this leanmark does not know the figure"
-        elif reference is not None:
-            here = FIGURES[figure](result, reference)
-        if here is None:
-            reason = reason or "it was not measured, or is no fraction"
-            yield Beside(result.cell.id, claim.source, figure, paper, None, "no figure", reason)
-        else:
-            yield Beside(result.cell.id, claim.source, figure, paper, here, _finding(figure, paper, here))
+        elif other is not None:
+            here = FIGURES[figure](result, other)
+        finding: Finding = "no figure" if here is None else _finding(figure, paper, here)
+        reason = reason or ("it was not measured, or is no fraction" if here is None else "")
+        yield Beside(result.cell.id, claim.source, figure, claim.than, paper, here, finding, reason)
 
 
 def _finding(figure: str, paper: float, here: Interval) -> Finding:
@@ -97,11 +104,32 @@ def _macs(result: Result) -> float | None:
     return None if result.footprint is None else result.footprint.macs
 
 
-def _speed(result: Result, _: Result) -> Interval | None:
+def _speed(result: Result, other: Result) -> Interval | None:
     ratio = result.against_reference
+    if other.cell.role is not Role.REFERENCE:
+        ratio = _quotient(ratio, other.against_reference)
     if ratio is None or not 0 < ratio.low <= ratio.value <= ratio.high < math.inf:
         return None
     return Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, ratio.level, ratio.n, ratio.method)
+
+
+def _quotient(one: Interval | None, other: Interval | None) -> Interval | None:
+    """Of two ratios over the same reference; what its noise has in both is counted twice, so it is no narrower."""
+    if one is None or other is None:
+        return None
+    try:
+        return stats.log_ratio(one).over(stats.log_ratio(other)).interval(one.level)
+    except ValueError:
+        return None
+
+
+def _speed_by_macs(result: Result, other: Result) -> Interval | None:
+    """How many times faster, as a share of how many times fewer multiply-accumulates."""
+    faster, fewer = _speed(result, other), FIGURES["fewer_macs"](result, other)
+    if faster is None or fewer is None:
+        return None
+    value, low, high = (bound / fewer.value for bound in (faster.value, faster.low, faster.high))
+    return Interval(value, low, high, faster.level, faster.n, faster.method)
 
 
 def _error(result: Result, _: Result) -> Interval | None:
@@ -111,14 +139,33 @@ def _error(result: Result, _: Result) -> Interval | None:
     return Interval(1 - score.value, 1 - score.high, 1 - score.low, score.level, score.n, score.method)
 
 
-def _loss(result: Result, _: Result) -> Interval | None:
-    if result.quality is None or result.quality.difference is None or result.quality.metric not in FRACTIONS:
+def _gain(result: Result, other: Result) -> Interval | None:
+    """Score minus the other's, on the same examples."""
+    own, theirs = result.quality, other.quality
+    if own is None or own.metric not in FRACTIONS:
         return None
-    moved = result.quality.difference
-    return Interval(-moved.value, -moved.high, -moved.low, moved.level, moved.n, moved.method)
+    if other.cell.role is Role.REFERENCE:
+        return own.difference
+    if theirs is None or (own.metric, own.examples, own.scored_by) != (
+        theirs.metric,
+        theirs.examples,
+        theirs.scored_by,
+    ):
+        return None
+    try:
+        return stats.paired_difference(hits.unpack_all(own.hits), hits.unpack_all(theirs.hits))
+    except (ValueError, IndexError):  # of a document that holds none, or was damaged
+        return None
 
 
-# Each figure that a suite can name: how a run has it, of the variant and its reference on the same runtime.
+def _loss(result: Result, other: Result) -> Interval | None:
+    gain = _gain(result, other)
+    if gain is None:
+        return None
+    return Interval(-gain.value, -gain.high, -gain.low, gain.level, gain.n, gain.method)
+
+
+# Each figure that a suite can name: how a run has it, of a variant and what it is compared with on the same runtime.
 FIGURES: Mapping[str, Estimator] = {
     "fewer_weights": _factor(_nonzero, _parameters),
     "fewer_macs": _factor(_macs, _macs),
@@ -126,6 +173,8 @@ FIGURES: Mapping[str, Estimator] = {
     "faster": _speed,
     "error": _error,
     "no_loss": _loss,
+    "better": _gain,
+    "follows_macs": _speed_by_macs,
 }
 # Of these a run reaches the paper's figure by staying below it. `no_loss` is the largest loss that counts as none.
 SMALLER_IS_BETTER = frozenset({"error", "no_loss"})

@@ -190,6 +190,11 @@ def plan_suite(name: str, options: Options) -> Planned:
                 where=suite.file,
                 do="`leanmark plan` lists the cells.",
             )
+    missing = {claim.than for claim in suite.claims if claim.than} - {cell.recipe for cell in whole.cells}
+    if missing:
+        known = dict.fromkeys(cell.recipe for cell in whole.cells)
+        do = did_you_mean(name := min(missing), known)
+        raise InvalidInput(f"published figures are compared with '{name}', which is no recipe", where=suite.file, do=do)
     plan = whole.select(options.only)
     store = Store(default_store(), project_of(suite.folder))
     beside = options.base is not None

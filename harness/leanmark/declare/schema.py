@@ -162,7 +162,9 @@ Factor = Annotated[float, Field(gt=0)]
 class ClaimDeclaration(_Strict):
     """What a paper reports for some cells: how many times less or faster, and the error.
 
-    `no_loss` is the margin within which a loss of the metric counts as none.
+    `no_loss` is the margin within which a loss of the metric counts as none; `better` how much better it is at least;
+    `follows_macs` the share of what it has fewer MACs that it is faster by. `than` is the recipe that cells are
+    compared with, in place of fp32.
     """
 
     cell: str = Field(min_length=1)
@@ -173,6 +175,9 @@ class ClaimDeclaration(_Strict):
     faster: Factor | None = None
     error: Tolerance | None = None
     no_loss: Tolerance | None = None
+    better: Tolerance | None = None
+    follows_macs: Tolerance | None = None
+    than: str = ""
 
 
 class WorkloadOptions(_Strict):

@@ -229,7 +229,7 @@ def _claims(declared: SuiteDeclaration, document: Document) -> Iterator[Claim]:
         figures = {
             name: value
             for name in ClaimDeclaration.model_fields
-            if name not in ("cell", "source") and (value := getattr(entry, name)) is not None
+            if name not in ("cell", "source", "than") and (value := getattr(entry, name)) is not None
         }
         if not figures:
             raise InvalidInput(
@@ -237,7 +237,7 @@ def _claims(declared: SuiteDeclaration, document: Document) -> Iterator[Claim]:
                 where=document.position(("claims", index)),
                 do="Add one: smaller: 40, or no_loss: 0.1pp.",
             )
-        yield Claim(entry.cell, entry.source, figures)
+        yield Claim(entry.cell, entry.source, figures, entry.than)
 
 
 # --- targets and the rest --------------------------------------------------------

@@ -72,11 +72,18 @@ def difference(found: Quality | None) -> Figure:
     return Figure(signed(paired.value, 3), f"[{signed(paired.low, 3)}, {signed(paired.high, 3)}]")
 
 
+# Figures of papers that are fractions: their unit, and whether they have a sign. Others are factors.
+_FRACTIONAL: Final = {
+    "error": (" %", False),
+    "follows_macs": (" %", False),
+    "no_loss": (" pp", True),
+    "better": (" pp", True),
+}
+
+
 def published(figure: str, value: float) -> str:
     """A figure of a paper: ``12x``, ``1.59 %``, ``0.1 pp``."""
-    if figure == "error":
-        return f"{100 * value:.4g} %"
-    return f"{100 * value:.4g} pp" if figure == "no_loss" else f"{value:.4g}x"
+    return f"{100 * value:.4g}{_FRACTIONAL[figure][0]}" if figure in _FRACTIONAL else f"{value:.4g}x"
 
 
 def claimed(figure: str, here: Interval | None, paper: float) -> Figure:
@@ -86,15 +93,21 @@ def claimed(figure: str, here: Interval | None, paper: float) -> Figure:
     """
     if here is None or not here.is_finite:
         return NOTHING
-    scale = 100.0 if figure in ("error", "no_loss") else 1.0
-    shown = signed if figure == "no_loss" else _fixed
-    unit = {"error": " %", "no_loss": " pp"}.get(figure, "x")
+    unit, has_sign = _FRACTIONAL.get(figure, ("x", False))
+    scale = 100.0 if figure in _FRACTIONAL else 1.0
+    shown = signed if has_sign else _fixed
     bounds = [scale * bound for bound in (here.value, here.low, here.high)]
     places = 1 if scale == 1 and here.value >= 10 else 2
     while places < _MOST_PLACES and any(_looks_equal(bound, scale * paper, places) for bound in bounds):
         places += 1
     value, low, high = (shown(bound, places) for bound in bounds)
     return Figure(f"{value}{unit}", "" if here.n == 0 else f"[{low}, {high}]")
+
+
+def figure_name(figure: str, than: str) -> str:
+    """What is compared: ``fewer weights``, ``better vs magnitude``."""
+    name = visible(figure, 40).replace("_", " ")
+    return f"{name} vs {visible(than, 100)}" if than else name
 
 
 def _looks_equal(number: float, other: float, places: int) -> bool:

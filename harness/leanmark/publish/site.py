@@ -180,6 +180,7 @@ def _environment() -> Environment:
         "difference": numbers.difference,
         "published": numbers.published,
         "claimed": numbers.claimed,
+        "figure_name": numbers.figure_name,
         "name": _name,
         "short": _short,
         "step": step_text,

@@ -66,9 +66,8 @@ def _print_claims(run: Run, console: Console) -> None:
             console.print(Text(visible(item.cell, 200)))
             console.print(_indented(Text(visible(item.source, 300), style="dim")))
         here = numbers.claimed(item.figure, item.here, item.paper)
-        text = (
-            f"{visible(item.figure, 40).replace('_', ' '):14} {numbers.published(item.figure, item.paper):>8}   {here}"
-        )
+        name, paper = numbers.figure_name(item.figure, item.than), numbers.published(item.figure, item.paper)
+        text = f"{name:14} {paper:>8}   {here}"
         console.print(
             _indented(Text(f"{text}  {item.finding}{f' ({visible(item.reason, 200)})' if item.reason else ''}"))
         )
