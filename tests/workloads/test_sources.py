@@ -118,6 +118,35 @@ def test_debian_packages_too(known: DataSet, tmp_path: Path):
     assert known.is_here()
 
 
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
+def test_each_file_may_have_a_package_of_its_own(known: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in CONTENT:
+        write_deb(tmp_path / "given" / f"things-{name}_1_all.deb", tmp_path / f"making-{name}")
+    tars = {
+        name: subprocess.run(
+            ["dpkg-deb", "--fsys-tarfile", str(tmp_path / "given" / f"things-{name}_1_all.deb")],
+            capture_output=True,
+            check=True,
+        ).stdout
+        for name in CONTENT
+    }
+    parts = {name: Part(len(tar), hashlib.sha256(tar).hexdigest()) for name, tar in tars.items()}
+    package = Package("apt", "things-{part}", "things-{part}_*.deb", "")
+    own = replace(known, parts=parts, packages=(package,), address=f"file://{tmp_path}/given/things-{{part}}_1_all.deb")
+    monkeypatch.setattr(data_sets, "DATA_SETS", {"things": own})
+    assert fetch(tmp_path / "given").source == f"packages in {tmp_path / 'given'}"
+    assert {name: data_sets.read("things", name) for name in CONTENT} == tars
+    shutil.rmtree(own.folder)
+    assert fetch().source == own.address
+    assert {name: data_sets.read("things", name) for name in CONTENT} == tars
+    shutil.rmtree(own.folder)
+    (tmp_path / "given" / "things-numbers_1_all.deb").write_bytes(b"!<arch>\nnothing")
+    with pytest.raises(InvalidInput) as caught:
+        fetch(tmp_path / "given")
+    assert "apt things-*: no-such-command is not installed" in caught.value.message
+    assert "`apt-get download things-letters things-numbers`" in caught.value.message
+
+
 def test_an_installed_package_is_used_before_a_download(known: DataSet, tmp_path: Path):
     (tmp_path / "usr").mkdir()
     for name, content in CONTENT.items():

@@ -23,6 +23,25 @@ def build_plain_cnn(channels: int = 16, depth: int = 6) -> nn.Sequential:
     return network
 
 
+def build_frame_mlp(
+    shape: Sequence[int] = (40, 40), widths: Sequence[int] = (256, 256), classes: int = 5
+) -> nn.Sequential:
+    """Linear layers with ReLU between, of pictures of sound: bands by frames.
+
+    Takes (N, 1, bands, frames), gives (N, classes) logits; 476,933 parameters, of which the first layer has 409,856.
+    Source: its form is that of the networks of Nakkiran et al. 2015, Compressing Deep Neural Networks Using a
+    Rank-Constrained Topology.
+    """
+    bands, frames = shape
+    network = nn.Sequential(nn.Flatten())
+    fan_in = bands * frames
+    for width in widths:
+        network.extend([nn.Linear(fan_in, width), nn.ReLU()])
+        fan_in = width
+    network.append(nn.Linear(fan_in, classes))
+    return network
+
+
 def build_wide_mlp(widths: Sequence[int] = (1024, 1024, 1024)) -> nn.Sequential:
     """Linear layers with batch norm, with ReLU between; as it is, the network of BinaryConnect's figures on MNIST.
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, cast
 
 from leanmark.errors import InvalidInput
-from leanmark.workloads.data_sets import Package
 
 _ASK_SECONDS = 120.0
 
@@ -38,10 +37,10 @@ class Client:
     opened: Callable[[Path, str, int], contextlib.AbstractContextManager[IO[bytes]]]
 
 
-def address_of(package: Package) -> str:
-    """The address that a package's own client would download from. Raises InvalidInput with what the client said."""
-    client = CLIENTS[package.client]
-    command = [word.format(name=package.name) for word in client.ask]
+def address_of(name: str, package: str) -> str:
+    """The address that a client would download a package from. Raises InvalidInput with what the client said."""
+    client = CLIENTS[name]
+    command = [word.format(name=package) for word in client.ask]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
@@ -84,7 +83,10 @@ class _Capped(io.RawIOBase):
 
 @contextlib.contextmanager
 def _member(stream: IO[bytes], member: str, limit: int) -> Generator[IO[bytes]]:
-    """A file in an unpacked tar."""
+    """A file in an unpacked tar; without a name, the tar itself."""
+    if not member:
+        yield cast("IO[bytes]", _Capped(stream, limit))
+        return
     with tarfile.open(fileobj=_Capped(stream, limit), mode="r|") as tar:
         found = next((info for info in tar if info.name == member), None)
         if found is None:

