@@ -126,10 +126,13 @@ class Context:
     metric: str = "accuracy"
 
     def split(self, name: str) -> Split:
-        """The train, calibration or validation split. The test split is refused."""
+        """The train, calibration or validation split. The test split is refused, and so is an empty one."""
         if name == "test":
             raise PreparationError("a step asked for the test split", do="Only measuring may read it.")
-        return self.splits(name)
+        found = self.splits(name)
+        if found.inputs and not len(found):
+            raise PreparationError(f"the {name} split is empty", do="Give it examples.")
+        return found
 
     def generator(self, purpose: str) -> Generator:
         """A torch generator that depends on the seed and on `purpose` only."""

@@ -75,8 +75,8 @@ def qat(
     weights = weight_parameters(model.module)
     if not weights:
         raise NotApplicable("this model has no weight tensor to quantize")
-    for name, weight in weights.items():
-        finite_values(name, weight)
+    for name, parameter in model.module.named_parameters():  # small ones, too: they are given a range
+        finite_values(name, parameter)
     _check_norms(model.module, preserve)
     with quiet():
         prepared = _prepared(model.module, ctx, reduce_range, per_channel="clusters" not in preserve)

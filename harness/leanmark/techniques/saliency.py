@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.errors import PreparationError
+from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Context, TorchModel
@@ -178,6 +178,8 @@ def _gradients(
     inputs, targets = _examples(ctx, samples, loss, ctx.generator(purpose))
     criterion = criterion_of(loss, 0.0)
     weights = weight_parameters(module)
+    if not weights:
+        raise NotApplicable("this model has no weight tensor to prune")
     module.eval()
     with torch.inference_mode(False), torch.enable_grad():
         for start in range(0, len(targets), _BATCH):

@@ -145,7 +145,10 @@ def _replaced(
     for number, (path, layer) in enumerate(found):
         ctx.progress(number / len(found), path)
         finite_values(f"{path}.weight", layer.weight)
-        factors = factorize(layer)
+        try:
+            factors = factorize(layer)
+        except np.linalg.LinAlgError as error:
+            raise PreparationError(f"{name} finds no factors of '{path}': {error}") from error
         if factors is None:
             continue
         replaced += 1
