@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import selectors
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from leanmark.channel import ChannelClosed
 from leanmark.processes import CAN_FORK, Base, Child, Code, Copy, Death, Fresh
@@ -95,27 +96,50 @@ class Preloaded:
         return base
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, preloaded: Preloaded | None = None) -> Iterator[Progress | Done]:
+class Queue(Protocol):
+    """Jobs that wait. Which is the next may depend on those that run and on what has become of others."""
+
+    def take(self) -> Job | None:
+        """The next job, which is then started; None if all must wait for one that runs."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class _InOrder:
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = deque(jobs)
+
+    def take(self) -> Job | None:
+        return self._jobs.popleft() if self._jobs else None
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+
+def run_jobs(
+    jobs: Sequence[Job] | Queue, at_once: int, preloaded: Preloaded | None = None
+) -> Iterator[Progress | Done]:
     """Run jobs, each in a child of its own, `at_once` side by side; yields as they go.
 
+    jobs: in the order that they start in, or a queue that says which is next.
     preloaded: whose copies the children are; None for fresh interpreters.
 
-    Jobs start in order. A job that dies or runs past its limit is Done with a
-    Death; the others go on.
+    A job that dies or runs past its limit is Done with a Death; the others go on.
     """
-    waiting = list(reversed(jobs))
+    waiting: Queue = _InOrder(jobs) if isinstance(jobs, Sequence) else jobs
     running: dict[Child, Job] = {}
     with selectors.DefaultSelector() as selector:
         try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    job = waiting.pop()
+            while len(waiting) or running:
+                while len(running) < at_once and (job := waiting.take()) is not None:
                     fresh = preloaded is None
                     child = Fresh(job.module, threads=job.threads, code=job.code) if fresh else preloaded.child(job)
                     running[child] = job
                     selector.register(child.channel, selectors.EVENT_READ, child)
                     with contextlib.suppress(ChannelClosed):
                         child.channel.send(job.message)
+                assert running, "jobs wait, and none runs that they could wait for"
                 ready = {key.data for key, _ in selector.select(timeout=0.25)}
                 for child, job in list(running.items()):
                     event = _listen(child, job, child in ready)

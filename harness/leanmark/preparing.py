@@ -77,17 +77,15 @@ def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Ke
         if name not in done and (cached := from_store(trial, planned.store, checked=True)) is not None:
             done[name] = cached
     waiting = {name: trial for name, trial in trials.items() if name not in done}
-    total = sum(map(_seconds, waiting.values()))
+    done |= _without_base(waiting, trials, done)
+    waiting = {name: trial for name, trial in waiting.items() if name not in done}
     exporting = any(exports(spec) for trial in waiting.values() for spec in trial.steps)
+    order = _Order(waiting)
     with Preloaded({"exports": exporting}) as preloaded:
-        for is_base in (True, False):  # base models first: everything else starts from them
-            batch = {name: trial for name, trial in waiting.items() if (not trial.steps) is is_base}
-            without = _without_base(batch, trials, done)
-            done |= without
-            batch = {name: trial for name, trial in batch.items() if name not in without}
-            for name, outcome in _prepare(batch, planned, meter, total, preloaded):
-                done[name] = outcome
-                keep(name, outcome)
+        for name, outcome in _prepare(order, planned, meter, preloaded):
+            done[name] = outcome
+            keep(name, outcome)
+            done |= order.drop(_without_base(waiting, trials, {name: outcome}))
     meter.reach("prepare", 1.0, "prepared")
     cells = [cell for cell in planned.plan.cells if cell.skip is None]
     return {cell.id: tuple(done[cell.id, seed] for seed in planned.plan.suite.seeds) for cell in cells}
@@ -110,33 +108,88 @@ def _for_want_of_base(cause: Prepared) -> Prepared:
     return replace(cause, reason=f"its reference model could not be made: {cause.reason}")
 
 
+class _Order:
+    """Trials that wait: which is the next.
+
+    A trial waits for its base model while that is being made. One whose steps another does right now comes after
+    those that have work of their own, since it will find these steps in the store.
+    """
+
+    def __init__(self, waiting: Mapping[TrialName, Trial]) -> None:
+        self.trials = dict(waiting)
+        self._keys = {name: trial.keys() for name, trial in waiting.items()}
+        self._missing = {self._keys[name].base for name, trial in waiting.items() if not trial.steps}
+        self._waiting = dict.fromkeys(sorted(waiting, key=lambda name: bool(waiting[name].steps)))
+        self._making: dict[TrialName, frozenset[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> TrialName | None:
+        """The next trial, which is then being made."""
+        made = frozenset[str]().union(*self._making.values())
+        ready = [name for name in self._waiting if self._is_ready(name, made)]
+        if not ready:
+            return None
+        name = next((name for name in ready if made.isdisjoint(self._keys[name].steps)), ready[0])
+        del self._waiting[name]
+        keys = self._keys[name]
+        self._making[name] = frozenset(keys.steps or (keys.base,))
+        return name
+
+    def _is_ready(self, name: TrialName, made: frozenset[str]) -> bool:
+        return self._keys[name].base not in (self._missing if self.trials[name].steps else made)
+
+    def end(self, name: TrialName) -> None:
+        """The trial was made, or failed."""
+        del self._making[name]
+        if not self.trials[name].steps:
+            self._missing.discard(self._keys[name].base)
+
+    def drop(self, lost: Mapping[TrialName, Prepared]) -> dict[TrialName, Prepared]:
+        """Take trials away that cannot be made; gives those of them that were still waiting."""
+        return {name: outcome for name, outcome in lost.items() if self._waiting.pop(name, self) is not self}
+
+
+class _Jobs:
+    """The trials in order, as jobs."""
+
+    def __init__(self, order: _Order, planned: Planned) -> None:
+        self.order, self.planned = order, planned
+        self.names = {f"{cell}#{seed}": (cell, seed) for cell, seed in order.trials}
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def take(self) -> Job | None:
+        name = self.order.take()
+        if name is None:
+            return None
+        suite = self.planned.plan.suite
+        message = trial_message(self.order.trials[name], self.planned.store, suite.plugins)
+        limit = suite.prepare_timeout_seconds
+        return Job(f"{name[0]}#{name[1]}", "leanmark.prepare.child", message, limit, code=self.planned.code)
+
+
 def _prepare(
-    batch: Mapping[TrialName, Trial], planned: Planned, meter: Meter, total_seconds: float, preloaded: Preloaded
+    order: _Order, planned: Planned, meter: Meter, preloaded: Preloaded
 ) -> Iterator[tuple[TrialName, Prepared]]:
-    suite = planned.plan.suite
-    names = {f"{cell}#{seed}": (cell, seed) for cell, seed in batch}
-    queue = [
-        Job(
-            job,
-            "leanmark.prepare.child",
-            trial_message(batch[name], planned.store, suite.plugins),
-            suite.prepare_timeout_seconds,
-            code=planned.code,
-        )
-        for job, name in names.items()
-    ]
+    queue = _Jobs(order, planned)
+    total = sum(map(_seconds, order.trials.values()))
     finished = meter.shares["prepare"]
-    under_way: dict[str, float] = {}
+    under_way: dict[TrialName, float] = {}
     for event in run_jobs(queue, planned.jobs, preloaded):
-        name = names[event.job.name]
-        share = _seconds(batch[name]) / total_seconds
+        name = queue.names[event.job.name]
+        trial = order.trials[name]
+        share = _seconds(trial) / total
         if isinstance(event, Progress):
-            under_way[event.job.name] = share * event.fraction if not batch[name].steps else 0.0
+            under_way[name] = share * event.fraction if not trial.steps else 0.0
             meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: {event.text}")
             continue
         outcome = _outcome(event)
+        order.end(name)
         finished += share
-        under_way.pop(event.job.name, None)
+        under_way.pop(name, None)
         meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: prepared")
         yield name, outcome
 
