@@ -122,6 +122,12 @@ def test_a_recipe_may_be_compared_with_another():
     assert worse.finding == "missed"
 
 
+def test_weights_are_compared_with_what_is_left_of_the_other():
+    (found,) = beside(beside_another({"fewer_weights": 4}, np.ones(10), np.ones(10)))
+    assert found.here is not None
+    assert (found.here.value, found.finding) == (200 / 100, "missed")  # not 1000 / 100
+
+
 def test_without_the_other_recipe_there_is_no_figure():
     made = beside_another({"better": 0.0}, np.ones(10), np.ones(10))
     (found,) = beside(replace(made, results=made.results[:2]))
@@ -194,5 +200,8 @@ def test_a_suite_declares_them(tmp_path: Path):
     path.write_text(SUITE.replace("CLAIM", "{cell: '*/half/*', source: B 1990, than: fp23, smaller: 4}"))
     with pytest.raises(InvalidInput, match=r"'fp23', which is no recipe(.|\n)*Did you mean 'fp32'"):
         plan_suite(str(path), Options())
+    path.write_text(SUITE.replace("CLAIM", "{cell: '*/half/*', source: B 1990, than: fp32, error: 1%}"))
+    with pytest.raises(InvalidInput, match="no comparison"):
+        load(path)
     path.write_text(SUITE.replace("CLAIM", "{cell: '*/half/*', source: B 1990, than: fp32, better: 0pp}"))
     assert plan_suite(str(path), Options()).plan.suite.claims[0].than == "fp32"

@@ -92,8 +92,11 @@ def _nonzero(result: Result) -> float | None:
     return None if result.footprint is None else result.footprint.nonzero_parameters
 
 
-def _parameters(result: Result) -> float | None:
-    return None if result.footprint is None else result.footprint.parameters
+def _weights_before(other: Result) -> float | None:
+    """Of the reference all that it has, as papers count it; of another recipe what is not zero."""
+    if other.footprint is None or other.cell.role is not Role.REFERENCE:
+        return _nonzero(other)
+    return other.footprint.parameters
 
 
 def _size(result: Result) -> float | None:
@@ -167,7 +170,7 @@ def _loss(result: Result, other: Result) -> Interval | None:
 
 # Each figure that a suite can name: how a run has it, of a variant and what it is compared with on the same runtime.
 FIGURES: Mapping[str, Estimator] = {
-    "fewer_weights": _factor(_nonzero, _parameters),
+    "fewer_weights": _factor(_nonzero, _weights_before),
     "fewer_macs": _factor(_macs, _macs),
     "smaller": _factor(_size, _size),
     "faster": _speed,

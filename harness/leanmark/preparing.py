@@ -80,7 +80,7 @@ def prepare_all(planned: Planned, failed: Mapping[TrialName, Prepared], keep: Ke
     done |= _without_base(waiting, trials, done)
     waiting = {name: trial for name, trial in waiting.items() if name not in done}
     exporting = any(exports(spec) for trial in waiting.values() for spec in trial.steps)
-    order = _Order(waiting)
+    order = _Order(waiting, lambda key: planned.store.get(key) is not None)
     with Preloaded({"exports": exporting}) as preloaded:
         for name, outcome in _prepare(order, planned, meter, preloaded):
             done[name] = outcome
@@ -111,14 +111,15 @@ def _for_want_of_base(cause: Prepared) -> Prepared:
 class _Order:
     """Trials that wait: which is the next.
 
-    A trial waits for its base model while that is being made. One whose steps another does right now comes after
-    those that have work of their own, since it will find these steps in the store.
+    Base models come first. Whatever another trial makes right now, a base model or a step that both begin with, is
+    waited for: it is found in the store then, and waiting for it there would use up a trial's time.
     """
 
-    def __init__(self, waiting: Mapping[TrialName, Trial]) -> None:
+    def __init__(self, waiting: Mapping[TrialName, Trial], is_stored: Callable[[str], bool]) -> None:
         self.trials = dict(waiting)
-        self._keys = {name: trial.keys() for name, trial in waiting.items()}
-        self._missing = {self._keys[name].base for name, trial in waiting.items() if not trial.steps}
+        self._is_stored = is_stored
+        found = {name: trial.keys() for name, trial in waiting.items()}
+        self._keys = {name: frozenset((keys.base, *keys.steps)) for name, keys in found.items()}
         self._waiting = dict.fromkeys(sorted(waiting, key=lambda name: bool(waiting[name].steps)))
         self._making: dict[TrialName, frozenset[str]] = {}
 
@@ -126,25 +127,21 @@ class _Order:
         return len(self._waiting)
 
     def take(self) -> TrialName | None:
-        """The next trial, which is then being made."""
+        """The next trial, which is then being made; None if all that wait begin with what is being made."""
+        self._making = {name: self._left(keys) for name, keys in self._making.items()}
         made = frozenset[str]().union(*self._making.values())
-        ready = [name for name in self._waiting if self._is_ready(name, made)]
-        if not ready:
-            return None
-        name = next((name for name in ready if made.isdisjoint(self._keys[name].steps)), ready[0])
-        del self._waiting[name]
-        keys = self._keys[name]
-        self._making[name] = frozenset(keys.steps or (keys.base,))
+        name = next((name for name in self._waiting if made.isdisjoint(self._keys[name])), None)
+        if name is not None:
+            del self._waiting[name]
+            self._making[name] = self._left(self._keys[name])
         return name
 
-    def _is_ready(self, name: TrialName, made: frozenset[str]) -> bool:
-        return self._keys[name].base not in (self._missing if self.trials[name].steps else made)
+    def _left(self, keys: frozenset[str]) -> frozenset[str]:
+        return frozenset(key for key in keys if not self._is_stored(key))
 
     def end(self, name: TrialName) -> None:
         """The trial was made, or failed."""
         del self._making[name]
-        if not self.trials[name].steps:
-            self._missing.discard(self._keys[name].base)
 
     def drop(self, lost: Mapping[TrialName, Prepared]) -> dict[TrialName, Prepared]:
         """Take trials away that cannot be made; gives those of them that were still waiting."""

@@ -41,7 +41,7 @@ class Step:
     exact: float | None
     libraries: tuple[str, ...]
     splits: tuple[str, ...]  # the splits that it reads
-    runtimes: tuple[str, ...] = ()  # the only ones that it works for; empty for any
+    runtimes: tuple[str, ...] = ()  # the only ones that it works for, all of which it needs; empty for any
 
     @property
     def doc(self) -> str:
@@ -133,7 +133,7 @@ def step(
     `exact` says that the step changes no answer by more than this much, relative
     to the largest answer. `libraries` are the distributions whose version decides
     what comes out; with the step's source they make its artifacts' key. `runtimes` are those that
-    the step is for; on others it is not applicable.
+    the step is for: on others it is not applicable, and it is skipped where one of them cannot run.
     """
 
     def register(function: StepFunction) -> StepFunction:

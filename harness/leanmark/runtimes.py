@@ -56,7 +56,7 @@ class Session(Protocol):
 # --- what can run here ----------------------------------------------------------------
 
 # Distributions that bring a CUDA build of a runtime whose plain one has none.
-COMPILERS = ("g++", "clang++", "c++")
+_COMPILERS = ("g++", "clang++", "c++")
 _CUDA_DISTRIBUTION = {"onnxruntime": "onnxruntime-gpu"}
 
 
@@ -74,8 +74,8 @@ def supported(runtime: str, device: str) -> str | None:
         return f"{module} is not installed"
     if device == "cuda":
         return _no_cuda(module)
-    if runtime == "torch-compile" and not any(map(shutil.which, COMPILERS)):
-        return f"no C++ compiler ({' or '.join(COMPILERS)}) is installed, which Inductor needs for CPUs"
+    if runtime == "torch-compile" and not any(map(shutil.which, _COMPILERS)):
+        return f"no C++ compiler ({' or '.join(_COMPILERS)}) is installed, which Inductor needs for CPUs"
     return None
 
 

@@ -301,7 +301,8 @@ def mean_score(scores: Array, level: float = LEVEL) -> Interval:
     """The mean of scores, shape (seeds, examples), over examples and seeds.
 
     Hits and misses of one seed get a Wilson interval. Else the variance is that of
-    the examples' means plus, with several seeds, that of the seeds' means. Hits and misses
+    the examples' means plus, with several seeds, that of the seeds' means, each with its own
+    Student's quantile. Hits and misses
     of several seeds are reckoned with one hit and one miss more, as Agresti and Coull (1998) do
     for one: examples that were all answered alike would else have no variance at all.
     """
@@ -317,10 +318,10 @@ def _mean_over(scores: Array, level: float, added: tuple[float, ...]) -> Interva
     seeds, examples = scores.shape
     value = float(scores.mean())
     means = np.concatenate([scores.mean(axis=0), added])
-    variance = float(means.var(ddof=1)) / examples if means.size > 1 else math.inf
+    parts = [(float(means.var(ddof=1)) / examples if means.size > 1 else math.inf, max(1, examples - 1))]
     if seeds > 1:
-        variance += float(scores.mean(axis=1).var(ddof=1)) / seeds
-    reach = student(0.5 + level / 2, (seeds if seeds > 1 else examples) - 1) * math.sqrt(variance)
+        parts.append((float(scores.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
+    reach = _reach(parts, level)
     method = "Student over seeds and examples" if seeds > 1 else "Student over examples"
     low, high = value - reach, value + reach
     if added:
@@ -328,19 +329,30 @@ def _mean_over(scores: Array, level: float, added: tuple[float, ...]) -> Interva
     return Interval(value, low, high, level, examples, method)
 
 
+def _reach(parts: Sequence[tuple[float, int]], level: float) -> float:
+    """How far an interval reaches whose variance is a sum; parts: each variance, and its degrees of freedom.
+
+    Each part counts with its own Student's quantile, so that few seeds widen what seeds add, and nothing else: the
+    square root of the sum of squared reaches, which is no narrower than any of them (as Graybill and Wang 1980 for variances).
+    One effective number of degrees of freedom for the sum (Satterthwaite 1946) covered 88 % with two seeds far apart.
+    """
+    return math.sqrt(sum(part * student(0.5 + level / 2, freedom) ** 2 for part, freedom in parts))
+
+
 def joined_means(parts: Sequence[Interval], by_seed: Sequence[float], level: float = LEVEL) -> Interval:
     """The mean over seeds of what several intervals say, each of some of the seeds, all on the same examples.
 
     by_seed: the estimate of each seed. For means whose scores are not at hand: what examples add to the variance is
-    taken for the same in all parts, so it does not get less with more of them. Raises ValueError for fewer than two
-    seeds.
+    taken for the same in all parts, so it does not get less with more of them, and what seeds add within a part counts
+    twice: the interval is rather too wide. Raises ValueError for fewer than two seeds.
     """
     if len(by_seed) < 2:
         raise ValueError("an interval over seeds needs at least 2 of them")
     values = np.array(by_seed, dtype=np.float64)
     errors = [(part.high - part.low) / 2 / normal(0.5 + part.level / 2) for part in parts]
-    variance = float(np.mean(np.square(errors))) + float(values.var(ddof=1)) / values.size
-    value, reach = float(values.mean()), student(0.5 + level / 2, values.size - 1) * math.sqrt(variance)
+    of_examples = (float(np.mean(np.square(errors))), max(1, parts[0].n - 1))
+    of_seeds = (float(values.var(ddof=1)) / values.size, values.size - 1)
+    value, reach = float(values.mean()), _reach([of_examples, of_seeds], level)
     return Interval(value, value - reach, value + reach, level, parts[0].n, "Student over seeds, by their intervals")
 
 
@@ -381,7 +393,8 @@ def paired_difference(scores: Array, reference: Array, level: float = LEVEL) -> 
     """
     seeds, examples = scores.shape
     value = float(scores.mean() - reference.mean())
-    if seeds == 1 and bool(np.isin(scores, (0, 1)).all() and np.isin(reference, (0, 1)).all()):
+    hits = bool(np.isin(scores, (0, 1)).all() and np.isin(reference, (0, 1)).all())
+    if seeds == 1 and hits:
         won = float(((scores == 1) & (reference == 0)).sum()) + 1
         lost = float(((scores == 0) & (reference == 1)).sum()) + 1
         total = examples + 2
@@ -392,6 +405,5 @@ def paired_difference(scores: Array, reference: Array, level: float = LEVEL) -> 
             value, max(-1.0, min(middle - reach, value)), min(1.0, max(middle + reach, value)), level, examples,
             "Bonett-Price, paired",
         )  # fmt: skip
-    hits = bool(np.isin(scores, (0, 1)).all() and np.isin(reference, (0, 1)).all())
     moved = _mean_over(scores - reference, level, (-1.0, 1.0) if hits else ())
     return Interval(value, moved.low, moved.high, level, examples, moved.method + ", paired")

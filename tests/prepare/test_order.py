@@ -36,46 +36,60 @@ def trials(names: Iterable[str] = RECIPES, seeds: int = 1) -> dict[tuple[str, in
 
 
 @given(st.data(), st.sets(st.sampled_from(list(RECIPES)), min_size=1), st.integers(1, 3), st.integers(1, 4))
-def test_everything_is_taken_once_and_after_its_base(data: st.DataObject, names: set[str], seeds: int, cores: int):
+def test_everything_is_taken_once_and_nothing_is_made_twice_at_once(
+    data: st.DataObject, names: set[str], seeds: int, cores: int
+):
     waiting = trials(sorted(names), seeds)
-    order = _Order(waiting)
-    has_base = bool(names & {"base", "again"})
-    running: list[tuple[str, int]] = []
+    stored: set[str] = set()
+    order = _Order(waiting, stored.__contains__)
+    running: dict[tuple[str, int], list[str]] = {}  # with what each has left to make, in order
     taken: list[tuple[str, int]] = []
-    bases: set[str] = set()
     while len(order) or running:
         while len(running) < cores and (name := order.take()) is not None:
-            trial = waiting[name]
-            assert not (trial.steps and has_base) or trial.keys().base in bases
-            running.append(name)
+            keys = waiting[name].keys()
+            left = [key for key in (keys.base, *keys.steps) if key not in stored]
+            assert not {key for others in running.values() for key in others} & set(left)
+            running[name] = left
             taken.append(name)
         assert running
-        ended = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        order.end(ended)
-        if not waiting[ended].steps:
-            bases.add(waiting[ended].keys().base)
+        name = data.draw(st.sampled_from(sorted(running)))
+        if running[name]:
+            stored.add(running[name].pop(0))
+        else:
+            del running[name]
+            order.end(name)
     assert sorted(taken) == sorted(waiting)
 
 
 def test_a_recipe_starts_as_soon_as_its_own_base_is_there():
-    order = _Order(trials(["base", "pruned"]))
+    stored: set[str] = set()
+    waiting = trials(["base", "pruned"])
+    order = _Order(waiting, stored.__contains__)
     assert [order.take(), order.take(), order.take()] == [("lenet-300-100/base", 0), ("lenet-5/base", 0), None]
+    stored.add(waiting["lenet-300-100/base", 0].keys().base)
     order.end(("lenet-300-100/base", 0))
     assert order.take() == ("lenet-300-100/pruned", 0)
     assert order.take() is None
 
 
-def test_what_another_does_right_now_comes_after_work_of_ones_own():
-    order = _Order({name: trial for name, trial in trials().items() if trial.steps})
-    assert order.take() == ("lenet-300-100/pruned", 0)
-    assert order.take() == ("lenet-300-100/other", 0)
-    assert order.take() == ("lenet-5/pruned", 0)
-    assert order.take() == ("lenet-5/other", 0)
-    assert order.take() == ("lenet-300-100/tuned", 0)  # rather twice than not at all
+def test_without_a_trial_of_its_own_a_base_is_made_by_one_alone():
+    order = _Order(trials(["pruned", "other"]), lambda _: False)
+    assert [order.take(), order.take(), order.take()] == [("lenet-300-100/pruned", 0), ("lenet-5/pruned", 0), None]
+
+
+def test_what_begins_alike_waits_until_the_beginning_is_stored():
+    waiting = trials(["pruned", "tuned", "other"])
+    stored = {trial.keys().base for trial in waiting.values()}
+    order = _Order(waiting, stored.__contains__)
+    first = [("lenet-300-100/pruned", 0), ("lenet-300-100/other", 0), ("lenet-5/pruned", 0), ("lenet-5/other", 0)]
+    assert [order.take() for _ in range(4)] == first
+    assert order.take() is None
+    stored.add(waiting["lenet-5/pruned", 0].keys().final)  # as soon as it is there, and not only at the end
+    assert order.take() == ("lenet-5/tuned", 0)
 
 
 def test_what_lost_its_base_is_not_tried():
-    order = _Order(trials(["base", "pruned"]))
+    order = _Order(trials(["base", "pruned"]), lambda _: False)
     name = order.take()
     assert name is not None
     order.end(name)

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from leanmark import registry
 from leanmark.declare.plan import make_plan
 from leanmark.declare.suite import load
-from leanmark.errors import PreparationError
 from leanmark.networks.lenet import build_lenet_5
 from leanmark.networks.resnet import build_resnet_8
 from leanmark.openvino_runtime import load_openvino
 from leanmark.results import Evidence, Status
 from leanmark.runtimes import load_torch
 from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
-from leanmark.techniques import compiling
 
 IMAGES = np.random.default_rng(0).random((4, 1, 28, 28), dtype=np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(4) % 10), 0)
@@ -90,10 +88,12 @@ def test_what_a_later_step_lost_is_told(tmp_path: Path):
     assert not evidence("compile.openvino", program).effective
 
 
-def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compiling.shutil, "which", lambda _: None)
-    with pytest.raises(PreparationError, match=r"no C\+\+ compiler"):
-        apply("compile.inductor", resnet())
+def test_integers_alone_are_no_bf16(tmp_path: Path):
+    program = apply("quantize.static", apply("export.onnx", TorchModel(build_lenet_5().eval(), "x:y")))
+    artifact = stored(apply("compile.openvino", program, precision="bf16"), tmp_path / "int8")
+    found = evidence("compile.openvino", artifact, precision="bf16")
+    executed = {kind for layers in found.facts["layers"].values() for kind in layers}
+    assert found.effective is (executed <= {"bf16", "i8", "u8"} and "bf16" in executed)
 
 
 def test_openvino_tells_the_precision_that_it_computes_in(tmp_path: Path):
@@ -131,6 +131,10 @@ def test_each_is_for_its_own_runtime(tmp_path: Path):
     cells = {(cell.recipe, cell.target.runtime): cell for cell in make_plan(load(tmp_path / "s.yaml")).cells}
     assert cells["inductor", "torch"].skip is None
     assert cells["openvino", "openvino"].skip is None
+    without = make_plan(load(tmp_path / "s.yaml"), lambda name, _: "no C++" if name == "torch-compile" else None)
+    skipped = {(cell.recipe, cell.target.runtime): cell.skip for cell in without.cells}
+    assert skipped["inductor", "torch"] == (Status.SKIPPED, "no C++")
+    assert skipped["fp32", "torch"] is None
     assert cells["inductor", "openvino"].skip == (
         Status.NOT_APPLICABLE,
         "compile.inductor is for torch and torch-compile",

@@ -140,6 +140,9 @@ def test_each_file_may_have_a_package_of_its_own(known: DataSet, tmp_path: Path,
     assert fetch().source == own.address
     assert {name: data_sets.read("things", name) for name in CONTENT} == tars
     shutil.rmtree(own.folder)
+    (tmp_path / "given" / "things-numbers_2_all.deb").write_bytes(b"a later version")
+    assert fetch(tmp_path / "given").source == f"packages in {tmp_path / 'given'}"
+    shutil.rmtree(own.folder)
     (tmp_path / "given" / "things-numbers_1_all.deb").write_bytes(b"!<arch>\nnothing")
     with pytest.raises(InvalidInput) as caught:
         fetch(tmp_path / "given")
@@ -244,6 +247,25 @@ def test_only_what_is_missing_is_fetched(known: DataSet, tmp_path: Path):
     (tmp_path / "given" / "numbers").write_bytes(CONTENT["numbers"])
     assert fetch(tmp_path / "given").source == str(tmp_path / "given")
     assert {path.name for path in known.folder.iterdir()} == {".lock", "letters", "numbers"}
+
+
+def test_what_one_place_had_is_not_asked_of_the_next(known: DataSet, tmp_path: Path):
+    (tmp_path / "given" / "letters").write_bytes(CONTENT["letters"])
+    with tarfile.open(tmp_path / "given" / "things-1.tgz", "w:gz") as tar:
+        info = tarfile.TarInfo("package/numbers")
+        info.size = len(CONTENT["numbers"])
+        tar.addfile(info, io.BytesIO(CONTENT["numbers"]))
+    assert fetch(tmp_path / "given").source == str(tmp_path / "given" / "things-1.tgz")
+    assert known.is_here()
+
+
+def test_a_part_that_cannot_be_read_is_fetched_again(known: DataSet, tmp_path: Path):
+    write_tar(tmp_path / "given" / "things-1.tgz")
+    fetch(tmp_path / "given")
+    (known.folder / "letters").unlink()
+    (known.folder / "letters").symlink_to(known.folder / "letters")
+    assert fetch(tmp_path / "given").source
+    assert data_sets.read("things", "letters") == CONTENT["letters"]
 
 
 def test_the_publishers_own_address_is_the_last_place(known: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

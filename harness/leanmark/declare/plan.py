@@ -123,7 +123,8 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
             )
         else:
             steps, lowering = (*steps, *added), len(added)
-    reason = available(target.runtime, target.device)
+    needed = dict.fromkeys([target.runtime, *(name for step in recipe.steps for name in _runtimes_of(step.name))])
+    reason = next(filter(None, (available(runtime, target.device) for runtime in needed)), None)
     if skip is None and reason is not None:
         skip = (Status.SKIPPED, reason)
     return Cell(

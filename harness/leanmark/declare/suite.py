@@ -237,6 +237,12 @@ def _claims(declared: SuiteDeclaration, document: Document) -> Iterator[Claim]:
                 where=document.position(("claims", index)),
                 do="Add one: smaller: 40, or no_loss: 0.1pp.",
             )
+        if entry.than and "error" in figures:
+            raise InvalidInput(
+                "an error is no comparison",
+                where=document.position(("claims", index)),
+                do="Leave `than` out, or say `better`.",
+            )
         yield Claim(entry.cell, entry.source, figures, entry.than)
 
 

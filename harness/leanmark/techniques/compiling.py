@@ -7,17 +7,15 @@ cold start. Evidence compiles the final artifact once more, without any cache, a
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from leanmark.errors import PreparationError
 from leanmark.registry import step
 from leanmark.results import Evidence
-from leanmark.runtimes import COMPILERS, compiled
+from leanmark.runtimes import compiled
 from leanmark.stages import Artifact, Context, Program, TorchModel
 
 _FUSED = re.compile(r"^(\w+) = async_compile", re.MULTILINE)
@@ -56,6 +54,7 @@ def was_compiled(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
         "fused_kernels": len(fused),
         "library_calls": dict(Counter(_LIBRARY.findall(text))),
         "first_call_seconds": round(seconds, 2),
+        "seen_on": "cpu, a batch of 1",
         "tuned": how["tune"],
     }
     reset()
@@ -81,13 +80,12 @@ def inductor(model: TorchModel, ctx: Context, *, tune: bool = False) -> TorchMod
 
     tune: freeze the weights into the code, and measure several kernels for each product to take the fastest
     (max-autotune); loading then takes longer.
-    Evidence: the final artifact is compiled once more, without caches: one graph without breaks, how many kernels were
-    made and what libraries are called, and how long the first call took.
+    Evidence: the final artifact is compiled once more, without caches, on the CPU and for one example, whatever the
+    target: one graph without breaks, how many kernels were made and what libraries are called, and how long the first
+    call took.
     Source: Ansel et al. 2024, PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation and
     Graph Compilation.
     """
-    if not any(map(shutil.which, COMPILERS)):
-        raise PreparationError(f"no C++ compiler ({' or '.join(COMPILERS)}) is installed", do="Install g++.")
     example = ctx.split("validation").head(1)
     inputs = [[_kind(array.dtype.name), list(array.shape)] for array in example.inputs.values()]
     how = {"name": "inductor", "tune": tune, "inputs": inputs}
@@ -121,9 +119,10 @@ def precision_is(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     }
     if not layers:
         return Evidence("compile.openvino", False, facts, "no product or convolution is executed by OpenVINO")
-    others = {precision for found in layers.values() for precision in found} - {asked, "i8", "u8"}
-    if others:
-        why = f"layers are executed in {', '.join(sorted(others))}: this processor may not have {asked}"
+    seen = {precision for found in layers.values() for precision in found}
+    others = seen - {asked, "i8", "u8"}
+    if others or (asked != "f32" and asked not in seen):
+        why = f"layers are executed in {', '.join(sorted(others or seen))}: this processor may not have {asked}"
         return Evidence("compile.openvino", False, facts, why)
     return Evidence("compile.openvino", True, facts)
 

