@@ -16,8 +16,10 @@ from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5
 from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
+from leanmark.stages import Artifact, Context, Program, Split, TorchModel
 from leanmark.techniques.clustering import cluster_values, kmeans_sorted
+from techniques import applying
+from techniques.applying import stored
 
 IMAGES = np.random.default_rng(0).normal(size=(32, 1, 28, 28)).astype(np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(32) % 10), 0)
@@ -31,18 +33,11 @@ def model(seed: int = 0) -> TorchModel:
 
 
 def apply(name: str, stage: TorchModel | Program, ctx: Context = CONTEXT, **params):
-    step = registry.get_step(name)
-    return step.function(stage, ctx, **step.parameters(**params).model_dump())
-
-
-def stored(stage: TorchModel | Program, folder: Path) -> Artifact:
-    folder.mkdir()
-    return save(stage, folder)
+    return applying.apply(name, stage, ctx, **params)
 
 
 def evidence(stage: TorchModel | Program, folder: Path, **params) -> Evidence:
-    step = registry.get_step("cluster.kmeans")
-    return step.evidence(stored(stage, folder), step.validate(params).params)
+    return applying.evidence("cluster.kmeans", stored(stage, folder), **params)
 
 
 def weights(stage: TorchModel) -> list[np.ndarray]:

@@ -8,33 +8,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leanmark import registry
 from leanmark.declare.plan import make_plan
 from leanmark.declare.suite import load
 from leanmark.networks.lenet import build_lenet_5
 from leanmark.networks.resnet import build_resnet_8
 from leanmark.openvino_runtime import load_openvino
-from leanmark.results import Evidence, Status
+from leanmark.results import Status
 from leanmark.runtimes import load_torch
-from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
+from leanmark.stages import Context, Program, Split, TorchModel
+from techniques import applying
+from techniques.applying import evidence, stored
 
 IMAGES = np.random.default_rng(0).random((4, 1, 28, 28), dtype=np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(4) % 10), 0)
 
 
 def apply(name: str, stage: TorchModel | Program, **params):
-    step = registry.get_step(name)
-    return step.function(stage, CONTEXT, **step.parameters(**params).model_dump())
-
-
-def stored(stage: TorchModel | Program, folder: Path) -> Artifact:
-    folder.mkdir()
-    return save(stage, folder)
-
-
-def evidence(name: str, artifact: Artifact, **params) -> Evidence:
-    step = registry.get_step(name)
-    return step.evidence(artifact, step.validate(params).params)
+    return applying.apply(name, stage, CONTEXT, **params)
 
 
 def resnet() -> TorchModel:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from leanmark import registry
 from leanmark.networks.lenet import build_lenet_300_100
-from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, Delivery, Program, Split, TorchModel, save
+from leanmark.stages import Artifact, Context, Delivery, Program, Split, TorchModel
 from leanmark.techniques.controls import true_ratio
+from techniques import applying
+from techniques.applying import evidence, stored
 
 IMAGES = np.zeros((2, 1, 28, 28), dtype=np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(2)), 0)
@@ -31,18 +32,7 @@ def program() -> Program:
 
 
 def apply(name: str, stage: TorchModel | Program, **params):
-    step = registry.get_step(name)
-    return step.function(stage, CONTEXT, **step.parameters(**params).model_dump())
-
-
-def stored(stage: TorchModel | Program, folder: Path) -> Artifact:
-    folder.mkdir()
-    return save(stage, folder)
-
-
-def evidence(name: str, artifact: Artifact, **params) -> Evidence:
-    step = registry.get_step(name)
-    return step.evidence(artifact, step.validate(params).params)
+    return applying.apply(name, stage, CONTEXT, **params)
 
 
 def test_both_take_every_stage_and_hand_on_what_came_in():

@@ -1,7 +1,6 @@
 """Low rank: the best approximation of the rank asked for, in fewer weights, seen on every artifact."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,9 @@ from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_300_100
 from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
+from leanmark.stages import Context, Program, Split, TorchModel
+from techniques import applying
+from techniques.applying import stored
 
 IMAGES = np.random.default_rng(0).normal(size=(32, 1, 28, 28)).astype(np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(32) % 10), 0)
@@ -28,19 +29,12 @@ def model(widths: tuple[int, ...] = (60, 40)) -> TorchModel:
 
 
 def apply(name: str, stage: TorchModel | Program, ctx: Context = CONTEXT, **params):
-    step = registry.get_step(name)
-    return step.function(stage, ctx, **step.parameters(**params).model_dump())
-
-
-def stored(stage: TorchModel | Program, folder: Path) -> Artifact:
-    folder.mkdir(parents=True)
-    return save(stage, folder)
+    return applying.apply(name, stage, ctx, **params)
 
 
 def evidence(stage: TorchModel | Program, before: TorchModel | Program, folder: Path, **params) -> Evidence:
-    step = registry.get_step("lowrank.svd")
-    artifact = replace(stored(stage, folder / "final"), reference=stored(before, folder / "reference"))
-    return step.evidence(artifact, step.validate(params).params)
+    artifact = stored(stage, folder / "final", stored(before, folder / "reference"))
+    return applying.evidence("lowrank.svd", artifact, **params)
 
 
 def on_one_layer(rows: int, columns: int, seed: int = 0, *, bias: bool = True, **params) -> tuple[nn.Linear, nn.Module]:

@@ -14,8 +14,10 @@ from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5, build_lenet_300_100
 from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
+from leanmark.stages import Context, Program, Split, TorchModel
 from leanmark.weights import MINIMUM_ELEMENTS
+from techniques import applying
+from techniques.applying import stored
 
 IMAGES = np.random.default_rng(0).normal(size=(32, 1, 28, 28)).astype(np.float32)
 CONTEXT = Context(lambda name: Split({"image": IMAGES}, np.arange(32) % 10), 0)
@@ -35,20 +37,12 @@ def lenet_5(seed: int = 0) -> TorchModel:
 
 
 def apply(name: str, stage: TorchModel | Program, ctx: Context = CONTEXT, **params):
-    step = registry.get_step(name)
-    return step.function(stage, ctx, **step.parameters(**params).model_dump())
+    return applying.apply(name, stage, ctx, **params)
 
 
 def evidence(name: str, stage: TorchModel | Program, folder: Path, before=None, **params) -> Evidence:
-    step = registry.get_step(name)
     reference = None if before is None else stored(before, folder / "reference")
-    artifact = replace(stored(stage, folder / "final"), reference=reference)
-    return step.evidence(artifact, step.validate(params).params)
-
-
-def stored(stage: TorchModel | Program, folder: Path) -> Artifact:
-    folder.mkdir()
-    return save(stage, folder)
+    return applying.evidence(name, stored(stage, folder / "final", reference), **params)
 
 
 def weights(model: TorchModel) -> list[np.ndarray]:

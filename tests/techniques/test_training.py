@@ -1,6 +1,5 @@
 """Training is repeatable, learns, and keeps what it is told to keep."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5, build_lenet_300_100
 from leanmark.stages import Artifact, Context, Split, TorchModel, save
 from leanmark.techniques.training import fit
+from techniques import applying
+from techniques.applying import stored
 
 MLP = "leanmark.networks.lenet:build_lenet_300_100"
 
@@ -61,10 +62,7 @@ def finetune(model: TorchModel, ctx: Context | None = None, **params) -> TorchMo
 
 
 def evidence(model: TorchModel, folder: Path, reference: Artifact | None = None, **params):
-    folder.mkdir()
-    artifact = replace(save(model, folder), reference=reference)
-    step = registry.get_step("train.finetune")
-    return step.evidence(artifact, step.validate(params).params)
+    return applying.evidence("train.finetune", stored(model, folder, reference), **params)
 
 
 def test_a_trained_network_knows_images_it_has_not_seen():
