@@ -145,6 +145,46 @@ def test_inputs_of_any_type_are_passed_by_position_in_their_order():
     assert answers.tolist() == list(range(10))
 
 
+def moved(split: Split, down: int, right: int) -> Split:
+    images = np.roll(split.inputs["image"], (down, right), axis=(2, 3))
+    return Split({"image": images}, split.targets)
+
+
+def test_pictures_that_were_moved_in_training_are_known_elsewhere_too():
+    there = moved(blobs(200, seed=9), 2, -2)
+    plain, shifted = (trained(epochs=8, shift=shift) for shift in (0, 3))
+    assert accuracy(shifted, there) > accuracy(plain, there) + 0.1
+    assert state(shifted) == state(trained(epochs=8, shift=3))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (9, 11), (3, 5, 6)])
+def test_a_picture_is_moved_whole_to_any_place_and_zeros_come_in(shape):
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, 1))
+            self.seen: list[torch.Tensor] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.extend(x)
+            return self.weight.T.expand(len(x), 2)
+
+    looks = Looks()
+    picture = np.random.default_rng(0).random(shape, dtype=np.float32) + 1
+    split = Split({"image": np.repeat(picture[None], 64, axis=0)}, np.arange(64) % 2)
+    fit(looks, split, epochs=4, generator=torch.Generator().manual_seed(0), shift=1)
+    wide = np.pad(picture, [(0, 0)] * (len(shape) - 2) + [(1, 1), (1, 1)])
+    rows, columns = shape[-2:]
+    places = {wide[..., i : i + rows, j : j + columns].tobytes() for i in range(3) for j in range(3)}
+    assert {seen.numpy().tobytes() for seen in looks.seen} == places
+
+
+def test_what_is_no_picture_cannot_be_moved():
+    flat = Split({"x": np.zeros((8, 4), dtype=np.float32)}, np.arange(8) % 2)
+    with pytest.raises(NotApplicable, match="shift moves pictures"):
+        fit(nn.Linear(4, 2), flat, epochs=1, generator=torch.Generator(), shift=1)
+
+
 @pytest.mark.parametrize(
     ("loss", "target"),
     [("mse", lambda x: 3 * x[:, 0] - 1), ("binary_cross_entropy", lambda x: (x[:, 0] > 0).astype(int))],

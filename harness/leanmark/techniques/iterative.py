@@ -69,6 +69,7 @@ def iterative(
     learning_rate: Annotated[float, Gt(0), Le(10)] = 2e-3,
     loss: Loss = "cross_entropy",
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    shift: Annotated[int, Ge(0), Le(16)] = 0,
 ) -> TorchModel:
     """Prune in rounds, and train what is left after each: more weights can go than at once.
 
@@ -79,8 +80,8 @@ def iterative(
     schedule: how sparsity grows from round to round: `cubic` takes many weights first and few at last; `exponential`
     leaves the same share of what is there each time; `linear` takes the same number each time.
     epochs: passes over the train split after each round; last_epochs: after the last one, by default as many.
-    learning_rate: the highest of each training, which it climbs to and falls from. loss, label_smoothing: as in
-    train.finetune.
+    learning_rate: the highest of each training, which it climbs to and falls from. loss, label_smoothing,
+    shift: as in train.finetune.
     Evidence: zeros counted in the final artifact; ineffective when their share is more than 0.001 from the one asked
     for.
     Source: Han et al. 2015, Learning both Weights and Connections; Zhu, Gupta 2017, To Prune, or Not to Prune (the
@@ -100,6 +101,7 @@ def iterative(
             generator=ctx.generator(f"prune.iterative/{number}"),
             loss=loss,
             label_smoothing=label_smoothing,
+            shift=shift,
             after_backward=after_backward,
             after_step=after_step,
             progress=lambda done, text, n=number: ctx.progress(

@@ -28,7 +28,7 @@ Hook = Callable[["nn.Module"], None]
 WARM_UP = 0.2
 _REPORTS = 50
 # What the `train` of a workload may set.
-SETTINGS = ("epochs", "batch_size", "learning_rate", "loss", "label_smoothing", "weight_decay")
+SETTINGS = ("epochs", "batch_size", "learning_rate", "loss", "label_smoothing", "weight_decay", "shift")
 
 
 def fit(
@@ -42,6 +42,7 @@ def fit(
     loss: Loss = "cross_entropy",
     label_smoothing: float = 0.0,
     weight_decay: float = 0.05,
+    shift: int = 0,
     after_backward: Hook | None = None,
     after_step: Hook | None = None,
     progress: Callable[[float, str], None] = lambda *_: None,
@@ -50,7 +51,8 @@ def fit(
 
     epochs: passes over the split, fractions allowed. learning_rate: the highest, which
     AdamW starts and ends below. label_smoothing: share of the target spread over all
-    classes; for cross entropy only. after_backward and after_step are called with the
+    classes; for cross entropy only. shift: each time a picture is seen, it lies up to so
+    many pixels higher or lower and further left or right. after_backward and after_step are called with the
     module when its gradients, or its parameters, have just been computed.
 
     The module is called with the split's inputs by position, in their order. What comes
@@ -62,7 +64,8 @@ def fit(
     train, where targets do not fit the answers, or where the loss does not stay finite.
 
     Source: Loshchilov, Hutter 2019, Decoupled Weight Decay Regularization; Szegedy et
-    al. 2016, Rethinking the Inception Architecture (label smoothing).
+    al. 2016, Rethinking the Inception Architecture (label smoothing); Simard, Steinkraus,
+    Platt 2003, Best Practices for Convolutional Neural Networks (moved pictures).
     """
     import torch
 
@@ -76,11 +79,15 @@ def fit(
 
     with _training(module, generator) as channels_last:
         inputs, targets = tensors_of(train, loss)
+        if shift and not any(tensor.dim() >= 3 for tensor in inputs):
+            raise NotApplicable("shift moves pictures, and no input of this model has rows and columns")
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         for number, chosen in enumerate(_batches(count, batch_size, total, generator)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _rate(number, total)
             batch = [tensor[chosen] for tensor in inputs]
+            if shift:
+                batch = [_moved(tensor, shift, generator) if tensor.dim() >= 3 else tensor for tensor in batch]
             if channels_last:
                 batch = [_to_channels_last(tensor) for tensor in batch]
             answer = _answer(module(*batch))
@@ -199,6 +206,19 @@ def criterion_of(loss: Loss, label_smoothing: float) -> Callable[[Tensor, Tensor
     raise PreparationError(f"unknown loss '{loss}'", do="Use cross_entropy, binary_cross_entropy or mse.")
 
 
+def _moved(batch: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each picture of a batch, (N, …, rows, columns), moved by -most to most pixels; zeros come in."""
+    import torch
+    from torch.nn import functional
+
+    rows, columns = batch.shape[-2:]
+    padded = functional.pad(batch.reshape(len(batch), -1, rows, columns), (most, most, most, most))
+    # Every place that a picture may have, as a view: (N, channels, up or down, left or right, rows, columns).
+    places = padded.unfold(2, rows, 1).unfold(3, columns, 1)
+    down, right = torch.randint(2 * most + 1, (2, len(batch)), generator=generator)
+    return places[torch.arange(len(batch)), :, down, right].view(batch.shape)
+
+
 def _to_channels_last(tensor: Tensor) -> Tensor:
     import torch
 
@@ -274,6 +294,7 @@ def finetune(
     preserve: tuple[Preserve, ...] = (),
     loss: Loss = "cross_entropy",
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    shift: Annotated[int, Ge(0), Le(16)] = 0,
 ) -> TorchModel:
     """Train the model further on the train split, to win back what another step lost.
 
@@ -285,6 +306,7 @@ def finetune(
     the shared value moves. Without them, training undoes pruning and clustering.
     loss: cross_entropy for classes, binary_cross_entropy for one logit, mse for values.
     label_smoothing: share of the target spread over all classes.
+    shift: pixels that each picture is moved by, at most, anew each time that it is seen.
     Evidence: what `preserve` names, counted on the final artifact, and weights other
     than the unmodified model's. An artifact alone cannot show that training happened;
     the accuracy measured on it does.
@@ -301,6 +323,7 @@ def finetune(
         generator=ctx.generator("train.finetune"),
         loss=loss,
         label_smoothing=label_smoothing,
+        shift=shift,
         after_backward=after_backward,
         after_step=after_step,
         progress=ctx.progress,
