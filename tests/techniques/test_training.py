@@ -179,6 +179,19 @@ def test_a_picture_is_moved_whole_to_any_place_and_zeros_come_in(shape):
     assert {seen.numpy().tobytes() for seen in looks.seen} == places
 
 
+def test_dropout_leaves_out_inputs_of_later_linear_layers_while_training():
+    plain, dropped, again = (trained(dropout=share) for share in (0, 0.4, 0.4))
+    assert state(plain) != state(dropped)
+    assert state(dropped) == state(again)
+    assert not any(layer._forward_pre_hooks for layer in dropped.modules())
+    x = torch.from_numpy(blobs(8).inputs["image"])
+    with torch.no_grad():
+        assert torch.equal(dropped(x), dropped.train()(x))  # nothing of it is left in the model
+    split = Split({"x": np.ones((8, 4), dtype=np.float32)}, np.arange(8) % 2)
+    with pytest.raises(NotApplicable, match="none but the first layer"):
+        fit(nn.Linear(4, 2), split, epochs=1, generator=torch.Generator(), dropout=0.5)
+
+
 def test_what_is_no_picture_cannot_be_moved():
     flat = Split({"x": np.zeros((8, 4), dtype=np.float32)}, np.arange(8) % 2)
     with pytest.raises(NotApplicable, match="shift moves pictures"):

@@ -14,7 +14,8 @@ from leanmark.stages import Artifact, Context, TorchModel
 
 # What criteria do decides what comes out, so their modules are part of what an artifact's key is made of.
 from leanmark.techniques import pruning, saliency
-from leanmark.techniques.training import Loss, fit, keeping
+from leanmark.techniques.finetuning import keeping
+from leanmark.techniques.training import Loss, fit
 
 CRITERIA = {
     "prune.magnitude": pruning.magnitude,
@@ -70,6 +71,7 @@ def iterative(
     loss: Loss = "cross_entropy",
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
     shift: Annotated[int, Ge(0), Le(16)] = 0,
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
 ) -> TorchModel:
     """Prune in rounds, and train what is left after each: more weights can go than at once.
 
@@ -81,7 +83,7 @@ def iterative(
     leaves the same share of what is there each time; `linear` takes the same number each time.
     epochs: passes over the train split after each round; last_epochs: after the last one, by default as many.
     learning_rate: the highest of each training, which it climbs to and falls from. loss, label_smoothing,
-    shift: as in train.finetune.
+    shift, dropout: as in train.finetune. Few weights overfit, but less easily than many: they want less dropout.
     Evidence: zeros counted in the final artifact; ineffective when their share is more than 0.001 from the one asked
     for.
     Source: Han et al. 2015, Learning both Weights and Connections; Zhu, Gupta 2017, To Prune, or Not to Prune (the
@@ -102,6 +104,7 @@ def iterative(
             loss=loss,
             label_smoothing=label_smoothing,
             shift=shift,
+            dropout=dropout,
             after_backward=after_backward,
             after_step=after_step,
             progress=lambda done, text, n=number: ctx.progress(

@@ -15,7 +15,8 @@ from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, TorchModel
 from leanmark.techniques import cleanup, export, quantization
-from leanmark.techniques.training import Loss, Preserve, fit, keeping
+from leanmark.techniques.finetuning import Preserve, keeping
+from leanmark.techniques.training import Loss, fit
 from leanmark.weights import finite_values, shared_parameters, weight_parameters
 
 if TYPE_CHECKING:

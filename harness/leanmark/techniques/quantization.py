@@ -15,7 +15,7 @@ from leanmark.graphs import canonical, canonical_program, import_onnxruntime, no
 from leanmark.registry import step
 from leanmark.results import Evidence
 from leanmark.stages import Artifact, Context, Program, Split
-from leanmark.techniques.training import Preserve
+from leanmark.techniques.finetuning import Preserve
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

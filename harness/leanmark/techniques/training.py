@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from annotated_types import Ge, Gt, Le, Lt
+from typing import TYPE_CHECKING, Any, Literal
 
 from leanmark.errors import NotApplicable, PreparationError
-from leanmark.registry import step
-from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, Split, TorchModel
-from leanmark.weights import count_elements, count_zeros, distinct_values, weight_parameters, weight_tensors
+from leanmark.stages import Split
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 Loss = Literal["cross_entropy", "binary_cross_entropy", "mse"]
-Preserve = Literal["sparsity", "clusters"]
 Hook = Callable[["nn.Module"], None]
 
 # The learning rate climbs over this share of the steps, then falls to zero: few epochs
@@ -28,7 +22,7 @@ Hook = Callable[["nn.Module"], None]
 WARM_UP = 0.2
 _REPORTS = 50
 # What the `train` of a workload may set.
-SETTINGS = ("epochs", "batch_size", "learning_rate", "loss", "label_smoothing", "weight_decay", "shift")
+SETTINGS = ("epochs", "batch_size", "learning_rate", "loss", "label_smoothing", "weight_decay", "shift", "dropout")
 
 
 def fit(
@@ -43,6 +37,7 @@ def fit(
     label_smoothing: float = 0.0,
     weight_decay: float = 0.05,
     shift: int = 0,
+    dropout: float = 0.0,
     after_backward: Hook | None = None,
     after_step: Hook | None = None,
     progress: Callable[[float, str], None] = lambda *_: None,
@@ -52,8 +47,10 @@ def fit(
     epochs: passes over the split, fractions allowed. learning_rate: the highest, which
     AdamW starts and ends below. label_smoothing: share of the target spread over all
     classes; for cross entropy only. shift: each time a picture is seen, it lies up to so
-    many pixels higher or lower and further left or right. after_backward and after_step are called with the
-    module when its gradients, or its parameters, have just been computed.
+    many pixels higher or lower and further left or right. dropout: share of what goes into
+    a linear layer, but not into the first of all layers, that is left out at random.
+    after_backward and after_step are called with the module when its gradients, or its
+    parameters, have just been computed.
 
     The module is called with the split's inputs by position, in their order. What comes
     out depends on the module, the split and the generator's state, and on nothing else:
@@ -65,7 +62,8 @@ def fit(
 
     Source: Loshchilov, Hutter 2019, Decoupled Weight Decay Regularization; Szegedy et
     al. 2016, Rethinking the Inception Architecture (label smoothing); Simard, Steinkraus,
-    Platt 2003, Best Practices for Convolutional Neural Networks (moved pictures).
+    Platt 2003, Best Practices for Convolutional Neural Networks (moved pictures);
+    Srivastava et al. 2014, Dropout.
     """
     import torch
 
@@ -77,7 +75,7 @@ def fit(
     report_every = max(1, total // _REPORTS)
     criterion = criterion_of(loss, label_smoothing)
 
-    with _training(module, generator) as channels_last:
+    with _training(module, generator) as channels_last, _dropping(module, dropout):
         inputs, targets = tensors_of(train, loss)
         if shift and not any(tensor.dim() >= 3 for tensor in inputs):
             raise NotApplicable("shift moves pictures, and no input of this model has rows and columns")
@@ -150,6 +148,27 @@ def _training(module: nn.Module, generator: torch.Generator) -> Generator[bool]:
             if channels_last:
                 _lay_out(module, torch.contiguous_format)
             module.eval()
+
+
+@contextmanager
+def _dropping(module: nn.Module, share: float) -> Generator[None]:
+    """Dropout before every linear layer but the first of all layers, for the while."""
+    from torch import nn
+    from torch.nn import functional
+
+    layers = [layer for layer in module.modules() if getattr(layer, "weight", None) is not None]
+    later = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)]
+    if share and not later:
+        raise NotApplicable("dropout leaves out inputs of linear layers, and there is none but the first layer")
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given: (functional.dropout(given[0], share), *given[1:]))
+        for layer in (later if share else ())
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _lay_out(module: nn.Module, memory_format: Any) -> None:
@@ -237,155 +256,3 @@ def _report(progress: Callable[[float, str], None], done: int, total: int, epoch
             do="Lower learning_rate, and check the train split for NaN and infinity.",
         )
     progress(done / total, f"epoch {epochs * done / total:.1f} of {epochs:g}, loss {loss:.3f}")
-
-
-# --- fine-tuning ------------------------------------------------------------------------
-
-
-def kept_what_was_asked(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """What `preserve` asked for is still there, and the weights are not the unmodified model's."""
-    weights = weight_tensors(artifact)
-    preserve = list(params.get("preserve", ()))
-    sparsity = count_zeros(weights) / max(1, count_elements(weights))
-    distinct = {name: distinct_values(array) for name, array in weights.items()}
-    facts: dict[str, Any] = {"epochs": params.get("epochs"), "learning_rate": params.get("learning_rate")}
-    if "sparsity" in preserve:
-        facts["sparsity"] = round(sparsity, 6)
-        if not sparsity:
-            return Evidence("train.finetune", False, facts, "no weight is zero: there is no sparsity left to preserve")
-    if "clusters" in preserve:
-        facts["distinct_values"] = max(distinct.values(), default=0)
-        if not any(_is_shared(distinct[name], array.size) for name, array in weights.items()):
-            return Evidence("train.finetune", False, facts, "no weights share a value: no clusters are left")
-    if _equals_reference(artifact, weights):
-        return Evidence("train.finetune", False, facts, "the weights are those of the unmodified model")
-    return Evidence("train.finetune", True, facts, "that training happened cannot be read off the artifact alone")
-
-
-def _is_shared(distinct: int, size: int) -> bool:
-    """Whether weights plainly share values: chance alone makes few of them equal."""
-    return 2 * distinct <= size
-
-
-def _equals_reference(artifact: Artifact, weights: Mapping[str, Any]) -> bool:
-    if artifact.reference is None:
-        return False
-    before = weight_tensors(artifact.reference)
-    return before.keys() == weights.keys() and all(
-        array.shape == before[name].shape and bool((array == before[name]).all()) for name, array in weights.items()
-    )
-
-
-@step(
-    "train.finetune",
-    family="training",
-    consumes=TorchModel,
-    produces=TorchModel,
-    evidence=kept_what_was_asked,
-    splits=("train",),
-)
-def finetune(
-    model: TorchModel,
-    ctx: Context,
-    *,
-    epochs: Annotated[float, Gt(0), Le(10_000)] = 1.0,
-    learning_rate: Annotated[float, Gt(0), Le(10)] = 2e-3,
-    batch_size: Annotated[int, Ge(1)] = 64,
-    preserve: tuple[Preserve, ...] = (),
-    loss: Loss = "cross_entropy",
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1,
-    shift: Annotated[int, Ge(0), Le(16)] = 0,
-) -> TorchModel:
-    """Train the model further on the train split, to win back what another step lost.
-
-    epochs: passes over the train split; 0.5 is half of it.
-    learning_rate: the highest of AdamW's; it climbs to it and falls to zero.
-    batch_size: examples a step.
-    preserve: `sparsity` keeps every weight that is zero at zero. `clusters` keeps the
-    weights of a tensor that share a value sharing one: their gradients are summed and
-    the shared value moves. Without them, training undoes pruning and clustering.
-    loss: cross_entropy for classes, binary_cross_entropy for one logit, mse for values.
-    label_smoothing: share of the target spread over all classes.
-    shift: pixels that each picture is moved by, at most, anew each time that it is seen.
-    Evidence: what `preserve` names, counted on the final artifact, and weights other
-    than the unmodified model's. An artifact alone cannot show that training happened;
-    the accuracy measured on it does.
-    Source: Han et al. 2015, Learning both Weights and Connections; Han et al. 2016,
-    Deep Compression, section 3 (gradients of shared weights).
-    """
-    after_backward, after_step = keeping(model.module, preserve)
-    fit(
-        model.module,
-        ctx.split("train"),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        generator=ctx.generator("train.finetune"),
-        loss=loss,
-        label_smoothing=label_smoothing,
-        shift=shift,
-        after_backward=after_backward,
-        after_step=after_step,
-        progress=ctx.progress,
-    )
-    return model.with_module(model.module)
-
-
-def keeping(module: nn.Module, preserve: tuple[Preserve, ...]) -> tuple[Hook | None, Hook | None]:
-    """What to do with gradients and with weights so that nothing asked for is lost."""
-    weights = list(weight_parameters(module).values())
-    masks = _masks(weights) if "sparsity" in preserve else []
-    groups = _groups(weights) if "clusters" in preserve else []
-    if not masks and not groups:
-        return None, None
-
-    def after_backward(_: nn.Module) -> None:
-        for weight, mask in masks:
-            if weight.grad is not None:
-                weight.grad.mul_(mask)
-        for weight, group, first in groups:
-            if weight.grad is not None:
-                sums = weight.new_zeros(len(first)).index_add_(0, group, weight.grad.reshape(-1))
-                weight.grad.copy_(sums[group].view_as(weight))
-
-    def after_step(_: nn.Module) -> None:
-        import torch
-
-        with torch.no_grad():
-            # An optimizer moves weights by momentum and decay too, and promises no equal
-            # rounding of equal weights: put back what must be equal.
-            for weight, group, first in groups:
-                weight.copy_(weight.reshape(-1)[first][group].view_as(weight))
-            for weight, mask in masks:
-                weight.mul_(mask)
-
-    return after_backward, after_step
-
-
-def _masks(weights: list[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each weight tensor with zeros where it is zero and ones elsewhere: multiplying is fast."""
-    found = [(weight, (weight.detach() != 0).to(weight.dtype)) for weight in weights]
-    if all(bool(mask.all()) for _, mask in found):
-        raise PreparationError(
-            "sparsity is to be preserved, but no weight is zero",
-            do="Put a pruning step before it, or leave `preserve: [sparsity]` out.",
-        )
-    return found
-
-
-def _groups(weights: list[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Each weight tensor with the group of every element and one element of every group."""
-    import numpy as np
-    import torch
-
-    found: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-    for weight in weights:
-        _, first, group = np.unique(weight.detach().float().reshape(-1).numpy(), return_index=True, return_inverse=True)
-        found.append((weight, torch.from_numpy(group), torch.from_numpy(first)))
-    shared = any(_is_shared(len(first), weight.numel()) for weight, _, first in found)
-    if not shared:
-        raise PreparationError(
-            "clusters are to be preserved, but hardly any weights share a value",
-            do="Put cluster.kmeans before it, or leave `preserve: [clusters]` out.",
-        )
-    return found
