@@ -15,6 +15,7 @@ from leanmark.errors import NotApplicable, PreparationError
 from leanmark.networks.lenet import build_lenet_5, build_lenet_300_100
 from leanmark.results import Evidence
 from leanmark.stages import Context, Program, Split, TorchModel
+from leanmark.techniques.pruning import layer_adaptive
 from leanmark.weights import MINIMUM_ELEMENTS
 from techniques import applying
 from techniques.applying import stored
@@ -53,7 +54,7 @@ def weights(model: TorchModel) -> list[np.ndarray]:
 # --- single weights ----------------------------------------------------------------------
 
 
-@given(sparsity=st.floats(0, 0.999), scope=st.sampled_from(["global", "layer"]), seed=st.integers(0, 3))
+@given(sparsity=st.floats(0, 0.999), scope=st.sampled_from(["global", "layer", "lamp"]), seed=st.integers(0, 3))
 def test_exactly_the_smallest_weights_become_zero(sparsity, scope, seed):
     before = weights(mlp((12, 9), seed))
     model = apply("prune.magnitude", mlp((12, 9), seed), sparsity=sparsity, scope=scope)
@@ -65,12 +66,36 @@ def test_exactly_the_smallest_weights_become_zero(sparsity, scope, seed):
         assert np.array_equal(one[~zero], other[~zero])
         if scope == "layer":
             assert abs(int(zero.sum()) - sparsity * one.size) <= 1
-            if 0 < zero.sum() < one.size:
-                assert abs(one[zero]).max() <= abs(one[~zero]).min()
+        if scope != "global" and 0 < zero.sum() < one.size:
+            assert abs(one[zero]).max() <= abs(one[~zero]).min()
     if scope == "global" and 0 < round(sparsity * total) < total:
         gone = np.concatenate([abs(one[zero]) for one, zero in zip(before, zeros, strict=True)])
         kept = np.concatenate([abs(one[~zero]) for one, zero in zip(before, zeros, strict=True)])
         assert gone.max() <= kept.min()
+
+
+def test_lamp_leaves_small_layers_more_and_none_empty():
+    kept = {}
+    for scope in ("global", "layer", "lamp"):
+        model = lenet_5()
+        with torch.no_grad():
+            model.module.get_parameter("conv1.weight").mul_(0.01)  # all its weights are small ones
+        after = weights(apply("prune.magnitude", model, sparsity=0.95, scope=scope))
+        kept[scope] = [np.count_nonzero(array) / array.size for array in after]
+    assert kept["global"][0] == 0
+    assert kept["lamp"][0] > kept["layer"][0] > 0
+    assert min(kept["lamp"]) > 0
+
+
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=50))
+def test_lamp_scores_as_its_definition_says(magnitudes):
+    scores = layer_adaptive(np.array(magnitudes, dtype=np.float32))
+    squares = np.array(magnitudes, dtype=np.float64) ** 2
+    for index, score in enumerate(scores):
+        no_smaller = squares[squares >= squares[index]].sum()
+        if squares[index] > 1e-30 and np.count_nonzero(squares == squares[index]) == 1:
+            assert score == pytest.approx(squares[index] / no_smaller)
+        assert score > 0 or squares[index] < 1e-30
 
 
 def test_among_equal_weights_still_exactly_as_many_go():

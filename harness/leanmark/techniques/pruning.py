@@ -75,13 +75,17 @@ def sparsity_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
 
 
 @step("prune.magnitude", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=sparsity_reached)
-def magnitude(model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Scope = "global") -> TorchModel:
+def magnitude(
+    model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Scope | Literal["lamp"] = "global"
+) -> TorchModel:
     """Set the weights of smallest magnitude to zero.
 
     sparsity: share of the weights set to zero, 0 <= sparsity < 1. Exactly that many are,
     to the nearest one; those that were zero before count. Biases and batch norms stay.
     scope: `global` ranks the weights of all layers together, so that layers with small
-    weights lose more; `layer` takes the same share of each.
+    weights lose more; `layer` takes the same share of each; `lamp` ranks each weight's
+    square over those of its layer that are no smaller, summed, so that small layers keep
+    more and none runs empty.
 
     Zeros alone make nothing smaller or faster: pack, encode or quantize what is left.
     Training afterwards needs `preserve: [sparsity]`.
@@ -89,10 +93,24 @@ def magnitude(model: TorchModel, ctx: Context, *, sparsity: Fraction, scope: Sco
     elements; ineffective when their share is more than 0.001 from the one asked for
     (more zeros are fine once weights are quantized, which rounds small ones to zero).
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural
-    Networks.
+    Networks; Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning.
     """
-    zero_least(model.module, lambda name, weight: np.abs(finite_values(name, weight)), sparsity, scope)
+
+    def scores(name: str, weight: nn.Parameter) -> Array:
+        magnitudes = np.abs(finite_values(name, weight))
+        return layer_adaptive(magnitudes) if scope == "lamp" else magnitudes
+
+    zero_least(model.module, scores, sparsity, "global" if scope == "lamp" else scope)
     return model.with_module(model.module)
+
+
+def layer_adaptive(magnitudes: Array) -> Array:
+    """Each weight's square over the sum of those that are no smaller, itself among them: at most 1; of zero, 0."""
+    largest_first = np.argsort(-magnitudes, kind="stable")
+    squares = np.square(magnitudes[largest_first].astype(np.float64))
+    scores = np.zeros(magnitudes.size)
+    scores[largest_first] = squares / np.maximum(np.cumsum(squares), np.finfo(np.float64).tiny)
+    return scores
 
 
 def random_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
