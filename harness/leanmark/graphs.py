@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from leanmark.stages import Artifact, Program
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 
 @contextmanager
@@ -55,6 +55,15 @@ def nodes(graph: GraphProto) -> Iterator[NodeProto]:
             inner = [attribute.g] if attribute.HasField("g") else []
             for body in (*inner, *attribute.graphs):
                 yield from nodes(body)
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """What is the same in every call, by name: initializers, and what Constant nodes give as tensors."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            found[node.output[0]] = node.attribute[0].t
+    return found
 
 
 def external_locations(path: Path) -> set[str]:

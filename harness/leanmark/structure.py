@@ -40,6 +40,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 # Layers of leanmark's own, by the module that defines them.
 _OWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Sign": ("leanmark.networks.layers", ()),
     "SelfAttention": ("leanmark.networks.layers", ("width", "heads", "head_width")),
     "SparseLinear": ("leanmark.networks.layers", ("in_features", "out_features", "nonzero", "bias")),
     "LowRankPlusColumns": ("leanmark.networks.layers", ("in_features", "out_features", "rank", "columns", "bias")),

@@ -79,6 +79,35 @@ def test_evidence_sees_what_a_later_step_did(tmp_path: Path):
     assert "a later step moved them" in evidence("quantize.binary", model, tmp_path / "trained").reason
 
 
+@pytest.mark.parametrize("as_program", [False, True])
+def test_activations_may_have_one_bit_too(tmp_path: Path, as_program: bool):
+    model = apply("quantize.binary", mlp(), CONTEXT, epochs=4, activations=True)
+    seen: list[torch.Tensor] = []
+    for name in ("fc2", "fc3"):
+        model.module.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        answers = model.module(torch.from_numpy(PICTURES))
+    assert torch.cat([values.flatten() for values in seen]).abs().unique().tolist() == [1.0]
+    assert (answers.argmax(dim=1).numpy() == LABELS).mean() > 0.3  # it learned; one in ten by lot
+    final = apply("export.onnx", model, CONTEXT) if as_program else model
+    found = evidence("quantize.binary", final, tmp_path, activations=True)
+    assert found.effective, found.reason
+    assert found.facts["binary_activations"] == 2
+    assert "storage only" in found.facts["computed"]
+
+
+def test_activations_that_have_more_bits_are_told(tmp_path: Path):
+    model = apply("quantize.binary", mlp(), CONTEXT, epochs=0.5)
+    assert "no activation" in evidence("quantize.binary", model, tmp_path, activations=True).reason
+    with pytest.raises(NotApplicable, match="no ReLU"):
+        apply(
+            "quantize.binary",
+            TorchModel(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), "x:y"),
+            CONTEXT,
+            activations=True,
+        )
+
+
 def test_models_that_cannot_be_binary_say_so():
     with pytest.raises(NotApplicable, match="one tensor"):
         apply("quantize.binary", TorchModel(Tied().eval(), "x:y"), CONTEXT)

@@ -36,6 +36,34 @@ class LowRankPlusColumns(nn.Module):
         return self.out(self.into(x)) + self.dense(x[..., self.chosen])
 
 
+class _PassedThrough(torch.autograd.Function):
+    """-1 or 1; backwards, the gradient itself where the input is between -1 and 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _signs(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * (x.abs() <= 1)
+
+
+def _signs(x: Tensor) -> Tensor:
+    return torch.where(x < 0, -1.0, 1.0)
+
+
+class Sign(nn.Module):
+    """An activation of one bit: -1 below zero, else 1. Takes and gives any shape.
+
+    Source: Hubara et al. 2016, Binarized Neural Networks (section 1.3: how gradients pass).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _PassedThrough.apply(x) if self.training else _signs(x)
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, in plain layers, with any number of heads.
 

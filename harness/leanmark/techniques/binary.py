@@ -1,7 +1,8 @@
-"""Binary weights: one bit each, found by training through the sign."""
+"""Binary weights and activations: one bit each, found by training through the sign."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge as AtLeast
 from annotated_types import Gt, Le, Lt
 
-from leanmark import codecs
+from leanmark import codecs, graphs
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import NotApplicable
 from leanmark.registry import step
 from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, TorchModel
+from leanmark.stages import Artifact, Context, Program, TorchModel
 from leanmark.techniques.training import Loss, fit
 from leanmark.weights import count_elements, finite_values, shared_parameters, weight_parameters, weight_tensors
 
 if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
     from torch import Tensor, nn
 
 Keep = Literal["first", "last"]
@@ -42,9 +44,32 @@ def one_bit_each(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     if len(left) > len(set(params.get("keep", ()))):
         reason = f"'{left[0]}' holds {len(np.unique(weights[left[0]]))} distinct values: a later step moved them"
         return Evidence(name, False, facts, reason)
+    facts["computed"] = "in floating point: bits are for storage only"
     if facts["bits_per_weight"] is None or facts["bits_per_weight"] > 1.1:
         return Evidence(name, False, facts, "the weights do not lie in the file as one bit each")
+    if params.get("activations"):
+        facts["binary_activations"] = _activations(artifact)
+        if not facts["binary_activations"]:
+            return Evidence(name, False, facts, "no activation of the final artifact has one bit")
     return Evidence(name, True, facts)
+
+
+def _activations(artifact: Artifact) -> int:
+    """How many activations of the artifact are -1 or 1."""
+    if artifact.stage is Program:
+        proto = artifact.proto()
+        values = graphs.constants(proto.graph)
+        return sum(node.op_type == "Where" and _chooses_a_sign(node, values) for node in graphs.nodes(proto.graph))
+    model = artifact.load()
+    assert isinstance(model, TorchModel)
+    return sum(type(part).__name__ == "Sign" for part in model.module.modules())
+
+
+def _chooses_a_sign(node: NodeProto, values: Mapping[str, TensorProto]) -> bool:
+    from onnx import numpy_helper
+
+    chosen = [values[name] for name in node.input[1:] if name in values]
+    return sorted(numpy_helper.to_array(one).item() for one in chosen if math.prod(one.dims) == 1) == [-1.0, 1.0]
 
 
 def _is_binary(array: Array) -> bool:
@@ -80,6 +105,7 @@ def binary(
     learning_rate: Annotated[float, Gt(0), Le(10)] = 2e-3,
     batch_size: Annotated[int, AtLeast(1)] = 64,
     keep: tuple[Keep, ...] = (),
+    activations: bool = False,
     loss: Loss = "cross_entropy",
     label_smoothing: Annotated[float, AtLeast(0), Lt(1)] = 0.1,
 ) -> TorchModel:
@@ -90,13 +116,16 @@ def binary(
     -1 and 1, and their signs are what stays. The magnitude is the mean of theirs.
     learning_rate: the highest, as in train.finetune. batch_size: examples a step.
     keep: `first` and `last` leave that layer as it is; by default every layer is binary.
+    activations: every ReLU that is a module becomes a sign, -1 or 1; the gradient passes where its input is between
+    these.
     loss, label_smoothing: as in train.finetune.
 
     Biases and batch norms stay. The file holds a bit a weight; it is decoded when it is loaded and computed with in
     floating point: this is smaller, not faster.
     Evidence: every weight tensor of the final artifact, but those kept, holds one number with both signs and takes
-    1 bit a weight in its file.
-    Source: Courbariaux, Bengio, David 2015, BinaryConnect; Rastegari et al. 2016, XNOR-Net (the magnitude).
+    1 bit a weight in its file; with `activations`, signs counted in it.
+    Source: Courbariaux, Bengio, David 2015, BinaryConnect; Rastegari et al. 2016, XNOR-Net (the magnitude); Hubara et
+    al. 2016, Binarized Neural Networks (activations).
     """
     from torch.nn.utils import parametrize
 
@@ -104,6 +133,8 @@ def binary(
     for name, first in shared_parameters(module).items():
         raise NotApplicable(f"'{first}' and '{name}' are one tensor, which has no sign of its own in each place")
     layers = _layers(module, keep)
+    if activations:
+        module = _with_signs(module)
     for layer in layers.values():
         parametrize.register_parametrization(layer, "weight", _sign())
     try:
@@ -141,6 +172,20 @@ def _layers(module: nn.Module, keep: tuple[Keep, ...]) -> dict[str, nn.Module]:
     if not found:
         raise NotApplicable("this model has no weight tensor that may become binary")
     return found
+
+
+def _with_signs(module: nn.Module) -> nn.Module:
+    """The module with a sign where it had a ReLU. Raises NotApplicable without one."""
+    from torch import nn
+
+    from leanmark.networks.layers import Sign
+
+    names = [name for name, part in module.named_modules() if isinstance(part, nn.ReLU)]
+    if not names or "" in names:
+        raise NotApplicable("this model has no ReLU among its modules that could become a sign")
+    for name in names:
+        module.set_submodule(name, Sign())
+    return module
 
 
 def _clip(layers: Mapping[str, nn.Module]) -> None:
