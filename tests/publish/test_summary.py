@@ -10,8 +10,9 @@ from markdown_it import MarkdownIt
 from rich.cells import cell_len
 from rich.console import Console
 
+from leanmark import claims
 from leanmark.publish import leaderboard, summary
-from leanmark.results import Run
+from leanmark.results import Claim, Run
 
 
 def printed(run: Run, width: int, **options: object) -> str:
@@ -94,6 +95,20 @@ def test_markdown_is_tables_and_nothing_that_a_stranger_put_in(make):
     assert {child.content for child in inline if child.type == "html_inline"} <= own
     assert not any(child.type in ("link_open", "image") for child in inline)
     assert not any(token.type == "html_block" and "script" in token.content for token in tokens)
+
+
+@pytest.mark.parametrize("make", [runs.realistic_run, runs.hostile_run])
+def test_markdown_holds_published_figures_beside_the_runs_own(make):
+    run = make()
+    claimed = replace(run, claims=(Claim("*/*", runs.HOSTILE, {"smaller": 2.0, "faster": 1.5}),))
+    tokens = rendered(summary.markdown(claimed))
+    assert sum(token.type == "table_open" for token in tokens) == 3
+    text = summary.markdown(claimed)
+    lines = text[text.index("**Published, and here**") :].splitlines()
+    shown = [line for line in lines if line.startswith("| `")]
+    assert len(shown) == len(claims.beside(claimed)) > 0
+    assert any(line.endswith(("| reached |", "| missed |", "| undecided |")) for line in shown)
+    assert not any(child.type == "link_open" for token in tokens for child in token.children or ())
 
 
 def test_markdown_shows_a_bar_in_a_name_as_a_bar():

@@ -201,8 +201,35 @@ def markdown(run: Run) -> str:
         lines += [f"**{code(group.title, 200)}**", "", table_line(titles), table_line(("---", *["--:"] * 5, "---"))]
         lines += [table_line(_markdown_cells(row, row.id in front)) for row in members]
         lines.append("")
+    lines += _markdown_claims(run)
     lines += [f"<sub>{code(line, 600)}</sub><br>" for line in _footer(run, table)]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_claims(run: Run) -> list[str]:
+    found = claims.beside(run)
+    if not found:
+        return []
+    titles = ("cell", "published by", "figure", "paper", "here", "finding")
+    return [
+        "**Published, and here**",
+        "",
+        table_line(titles),
+        table_line(("---", "---", "---", "--:", "--:", "---")),
+        *(table_line(_markdown_claim(item)) for item in found),
+        "",
+    ]
+
+
+def _markdown_claim(item: claims.Beside) -> tuple[str, ...]:
+    return (
+        code(item.cell, 200),
+        code(item.source, 300),
+        code(numbers.figure_name(item.figure, item.than), 120),
+        str(numbers.published(item.figure, item.paper)),
+        str(numbers.claimed(item.figure, item.here, item.paper)),
+        item.finding + (f" {code(item.reason, 200)}" if item.reason else ""),
+    )
 
 
 def _markdown_cells(row: Row, on_front: bool) -> tuple[str, ...]:
