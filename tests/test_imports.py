@@ -21,7 +21,7 @@ LAYERS = [
     {"entropy", "codecs", "structure", "channel", "copies"},
     {"stages"},
     {"graphs", "weights", "counting", "registry", "processes"},
-    {"jobs"},
+    {"jobs", "effort"},
     {"techniques", "workloads", "networks", "runtimes", "openvino_runtime"},
     {"declare", "prepare", "measure", "judge", "publish"},
     {"planned", "assembly", "power"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 
-from leanmark.declare.plan import trial_seconds
+from leanmark import effort
 from leanmark.errors import InvalidInput, StorageFull
 from leanmark.jobs import Done, Job, Preloaded, Progress, run_jobs
 from leanmark.jsonable import from_json
@@ -172,15 +172,15 @@ def _prepare(
     order: _Order, planned: Planned, meter: Meter, preloaded: Preloaded
 ) -> Iterator[tuple[TrialName, Prepared]]:
     queue = _Jobs(order, planned)
-    total = sum(map(_seconds, order.trials.values()))
+    seconds = effort.unshared([(name, trial.workload, trial.seed, trial.steps) for name, trial in order.trials.items()])
+    total = sum(seconds.values())
     finished = meter.shares["prepare"]
     under_way: dict[TrialName, float] = {}
     for event in run_jobs(queue, planned.jobs, preloaded):
         name = queue.names[event.job.name]
-        trial = order.trials[name]
-        share = _seconds(trial) / total
+        share = seconds[name] / total
         if isinstance(event, Progress):
-            under_way[name] = share * event.fraction if not trial.steps else 0.0
+            under_way[name] = share * event.fraction
             meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: {event.text}")
             continue
         outcome = _outcome(event)
@@ -189,10 +189,6 @@ def _prepare(
         under_way.pop(name, None)
         meter.reach("prepare", finished + sum(under_way.values()), f"{short_id(name[0])}: prepared")
         yield name, outcome
-
-
-def _seconds(trial: Trial) -> float:
-    return trial_seconds(trial.workload, len(trial.steps))
 
 
 def _outcome(done: Done) -> Prepared:

@@ -71,7 +71,8 @@ class Workload:
     "package.module:function". `train` holds the parameters of the built-in
     training; None means that `model` returns its weights. `onnx` and `inputs`
     are paths of a model that exists as a file only. `needs` are the data sets that
-    must have been fetched.
+    must have been fetched. `epoch_seconds` is about how long an epoch of training takes
+    on one core, for estimates.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Workload:
     onnx: str | None = None
     inputs: str | None = None
     needs: tuple[str, ...] = ()
+    epoch_seconds: float = 3.0
 
     @property
     def stage(self) -> type[Stage]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from leanmark import registry
+from leanmark import effort, registry
 from leanmark.declare.recipes import EAGER, REFERENCE, Recipe, final_stage, stage_problem
 from leanmark.declare.suite import Suite
 from leanmark.errors import InvalidInput
@@ -20,9 +20,6 @@ from leanmark.stages import Stage, TorchModel
 # Seconds of measuring for a second of turns: warming up, messages, waiting for copies. (The
 # suite `quick` takes about 50 s for 17.6 s of turns.)
 _TURN_OVERHEAD = 2.8
-# In seconds, where nothing better is known.
-_TRAIN_SECONDS = 30.0
-_STEP_SECONDS = 3.0
 # Families whose steps serve others; they say little about a recipe.
 _AUXILIARY = frozenset({"export", "training"})
 
@@ -163,24 +160,21 @@ def _lowering(stage: type[Stage], target: Target) -> tuple[registry.StepSpec, ..
     return runtime.lowering if stage is TorchModel and runtime.lowering else None
 
 
-def trial_seconds(workload: Workload, steps: int) -> float:
-    """About what preparing takes: a trained base model, or so many steps after it."""
-    return _TRAIN_SECONDS if not steps and workload.train is not None else _STEP_SECONDS * max(1, steps)
-
-
 def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
     """Expected time of a run; `cached` tells whether a cell lies in the store, prepared.
 
     Each trial is started once for its answers; what launches start lies beside their turns.
     """
-    prepare = sum(
-        trial_seconds(plan.workload(cell.workload), len(cell.steps))
-        for cell in plan.cells
-        if cell.skip is None and not cached(cell)
-    ) * len(plan.suite.seeds)
+    cells = [cell for cell in plan.cells if cell.skip is None]
+    there = {cell.id for cell in cells if cached(cell)}
+    one_seed = effort.unshared(
+        [(cell.id, plan.workload(cell.workload), 0, cell.steps) for cell in cells if cell.id not in there],
+        there=[(plan.workload(cell.workload), 0, cell.steps) for cell in cells if cell.id in there],
+    )
+    prepare = sum(one_seed.values()) * len(plan.suite.seeds)
     measure = 0.0
-    for cells in plan.blocks().values():
-        active = [cell for cell in cells if cell.skip is None]
+    for block in plan.blocks().values():
+        active = [cell for cell in block if cell.skip is None]
         starts = sum(registry.get_runtime(cell.target.runtime).start_seconds for cell in active)
         starts *= len(plan.suite.seeds)
         measure += len(active) * plan.suite.budget_seconds * _TURN_OVERHEAD + starts / jobs

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanmark import counting, registry
+from leanmark import counting, effort, registry
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput, PreparationError
 from leanmark.host import peak_rss_bytes
@@ -101,9 +101,11 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
     """Make whatever of the trial is missing, and read the evidence off the final artifact."""
     keys = trial.keys()
     splits = _Splits(trial.workload, store, keys.splits)
-    context = Context(splits.open, trial.seed, _throttled(progress), trial.workload.metric)
+    parts = _parts(trial, keys, store, _throttled(progress))
+    context = Context(splits.open, trial.seed, next(parts), trial.workload.metric)
     entries = [_base(trial, keys, store, context)]
-    for spec, key in zip(trial.steps, keys.steps, strict=True):
+    for spec, key, advance in zip(trial.steps, keys.steps, parts, strict=True):
+        context = replace(context, progress=advance)
         entries.append(_step(spec, entries[-1], key, store, context))
     artifact = store.open(entries[-1].content)
     compared = replace(artifact, reference=_reference(trial, keys, artifact, store, context))
@@ -111,6 +113,18 @@ def prepare(trial: Trial, store: Store, progress: ProgressCallback) -> Prepared:
     final = Final(evidence, counting.weigh(artifact, _latest_counts(entries)))
     store.put_final(_final_key(keys, entries), to_json(final))
     return _outcome(trial, keys, entries, final, cached=False)
+
+
+def _parts(trial: Trial, keys: Keys, store: Store, progress: ProgressCallback) -> Iterator[ProgressCallback]:
+    """What tells progress of the model, then of each step: the share of all that is still to be made."""
+    seconds = effort.seconds_of(trial.workload, trial.steps)
+    wanted = [
+        own if store.get(key) is None else 0.0 for own, key in zip(seconds, (keys.base, *keys.steps), strict=True)
+    ]
+    total, before = sum(wanted) or 1.0, 0.0
+    for own in wanted:
+        yield lambda share, text, own=own, before=before: progress((before + share * own) / total, text)
+        before += own
 
 
 def _final_key(keys: Keys, entries: Sequence[Entry]) -> str:
