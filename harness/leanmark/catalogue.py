@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,16 @@ def _steps() -> list[Entry]:
             "exact": step.exact,
             "summary": step.summary,
             "documentation": step.doc,
-            "evidence": step.evidence.__name__,
+            "evidence": _paragraph(inspect.getdoc(step.evidence) or step.evidence.__name__),
+            "source": _paragraph(step.doc.partition("\nSource:")[2]),
         }
         for step in registry.steps()
     ]
+
+
+def _paragraph(text: str) -> str:
+    """The first one, on one line."""
+    return " ".join(text.strip().partition("\n\n")[0].split())
 
 
 def _workloads() -> list[Entry]:

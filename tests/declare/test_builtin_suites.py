@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from leanmark import registry
+from leanmark import catalogue, registry
 from leanmark.planned import Options, builtin_suites, plan_suite
+from leanmark.publish import listing
 from leanmark.registry import Step
 from leanmark.results import Role, Status
 
@@ -41,3 +42,14 @@ def test_every_step_says_what_shows_that_it_worked_and_what_its_parameters_are(i
     assert "Evidence: " in item.doc
     for parameter in item.parameters.model_fields:
         assert f"{parameter}:" in item.doc or f"{parameter}," in item.doc, f"{parameter} is not documented"
+
+
+def test_the_list_tells_evidence_and_source_of_every_step(capsys: pytest.CaptureFixture[str]):
+    listing.print_entries("steps", catalogue.entries("steps"))
+    lines = capsys.readouterr().out.splitlines()
+    for entry in catalogue.entries("steps"):
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{entry['name']} "))
+        evidence, source = lines[at + 1].strip(), lines[at + 2].strip()
+        assert evidence.startswith("evidence: ")
+        assert len(evidence) > 30
+        assert source.startswith("source: ")

@@ -22,16 +22,19 @@ _COLUMNS = {
     "runtimes": ("name", "executes", "devices"),
     "runs": ("id", "suite", "cells", "complete", "started"),
 }
+# What is told of an entry on lines of its own.
+_BELOW = {"steps": ("evidence", "source")}
 
 
 def print_entries(what: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """One line an entry, columns aligned."""
+    """One line an entry, columns aligned; below it what else is told of each."""
     if not entries:
         print(f"no {what}")
         return
     columns = _COLUMNS[what]
     rows = [columns, *(tuple(_text(entry[column]) for column in columns) for entry in entries)]
-    _print_rows(rows)
+    below = [[], *([f"{key}: {_text(entry[key])}" for key in _BELOW.get(what, ()) if entry[key]] for entry in entries)]
+    _print_rows(rows, below)
 
 
 def print_baselines(found: Sequence[Mapping[str, Any]]) -> None:
@@ -121,10 +124,12 @@ def _step(cell: Cell, index: int) -> str:
     return f"[{spec.name}]" if index >= len(cell.steps) - cell.lowering else spec.name
 
 
-def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+def _print_rows(rows: Sequence[Sequence[str]], below: Sequence[Sequence[str]] | None = None) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
+    for row, more in zip(rows, below or [()] * len(rows), strict=True):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for line in more:
+            print(f"{'':{widths[0]}}  {line}")
 
 
 def _text(value: Any) -> str:

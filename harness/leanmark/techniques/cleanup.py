@@ -62,6 +62,7 @@ def clean(stage: Program, _ctx: Context) -> Program:
     clusters and zeros survive.
     Evidence: the final program has no Identity, Dropout, Constant, unused or duplicate
     node; ineffective where the unmodified program had none either.
+    Source: onnxscript's optimizer; Aho, Lam, Sethi, Ullman 2006, Compilers, chapter 9 (folding constants, dead code).
     """
     import onnx_ir as ir
 

@@ -142,5 +142,6 @@ def openvino(program: Program, _ctx: Context, *, precision: Literal["f32", "bf16
     precision: what products and convolutions compute in. OpenVINO itself takes bf16 on processors that have it, and
     says so nowhere; here it is f32 unless this asks for another. Layers with integer weights and activations stay so.
     Evidence: what each heavy layer of the compiled model is executed in, as OpenVINO reports it.
+    Source: OpenVINO's documentation, "Precision Control" (`inference_precision`).
     """
     return replace(program, delivery=replace(program.delivery, compiler={"name": "openvino", "precision": precision}))

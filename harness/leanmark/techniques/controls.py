@@ -84,6 +84,7 @@ def slowdown(
     of the time which they took, whatever they took, so the true latency ratio is
     1 + percent / 100, exactly, in every turn.
     Evidence: the slowdown that the final artifact's manifest states.
+    Source: own.
     """
     return replace(stage, delivery=replace(stage.delivery, slowdown=_fraction(percent)))
 

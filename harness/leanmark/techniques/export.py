@@ -64,6 +64,7 @@ def to_onnx(stage: TorchModel, ctx: Context, *, opset: Annotated[int, Ge(18), Le
     computation of zeros, onnxruntime folds no batch norm into it, so that ResNet-8 took
     more than twice the time, and any technique looked that much better.
     Evidence: the final artifact is a program that ONNX's checker accepts.
+    Source: ONNX, the Open Neural Network Exchange format (Bai, Lu, Zhang et al. 2017).
     """
     if any(type(part).__name__ == "SparseLinear" for part in stage.module.modules()):
         raise NotApplicable("ONNX has no products with sparse weights", do="Run this recipe on torch.")

@@ -219,6 +219,7 @@ def graph(stage: Program, _ctx: Context, *, level: Literal["basic", "extended", 
     reordered for this machine's vector width and must not be run on another kind.
     Evidence: names and counts of the fused operators in the final program; ineffective
     where its operators are those of the unmodified one.
+    Source: onnxruntime's documentation, "Graph Optimizations in ONNX Runtime".
     """
     from onnx import load_model
 
