@@ -157,8 +157,7 @@ def test_pictures_that_were_moved_in_training_are_known_elsewhere_too():
     assert state(shifted) == state(trained(epochs=8, shift=3))
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (9, 11), (3, 5, 6)])
-def test_a_picture_is_moved_whole_to_any_place_and_zeros_come_in(shape):
+def test_a_picture_is_moved_whole_to_any_place_and_its_edge_is_repeated():
     class Looks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -170,13 +169,36 @@ def test_a_picture_is_moved_whole_to_any_place_and_zeros_come_in(shape):
             return self.weight.T.expand(len(x), 2)
 
     looks = Looks()
-    picture = np.random.default_rng(0).random(shape, dtype=np.float32) + 1
+    picture = np.random.default_rng(0).random((3, 5, 6), dtype=np.float32)
     split = Split({"image": np.repeat(picture[None], 64, axis=0)}, np.arange(64) % 2)
     fit(looks, split, epochs=4, generator=torch.Generator().manual_seed(0), shift=1)
-    wide = np.pad(picture, [(0, 0)] * (len(shape) - 2) + [(1, 1), (1, 1)])
-    rows, columns = shape[-2:]
-    places = {wide[..., i : i + rows, j : j + columns].tobytes() for i in range(3) for j in range(3)}
+    wide = np.pad(picture, [(0, 0), (1, 1), (1, 1)], mode="edge")
+    places = {wide[..., i : i + 5, j : j + 6].tobytes() for i in range(3) for j in range(3)}
     assert {seen.numpy().tobytes() for seen in looks.seen} == places
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift", "said"),
+    [
+        ((4,), 1, "no input of this model is"),
+        ((3, 4), 1, "no input of this model is"),
+        ((1, 2, 9), 2, "leaves nothing"),
+    ],
+)
+def test_what_is_no_picture_cannot_be_moved(shape, shift, said):
+    split = Split({"x": np.zeros((8, *shape), dtype=np.float32)}, np.arange(8) % 2)
+    module = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    module(torch.zeros(1, *shape))
+    with pytest.raises(NotApplicable, match=said):
+        fit(module, split, epochs=1, generator=torch.Generator(), shift=shift)
+
+
+@pytest.mark.parametrize("name", ["train.finetune", "prune.iterative"])
+@pytest.mark.parametrize("params", [{"shift": 2}, {"dropout": 0.3}])
+def test_steps_that_train_hand_shift_and_dropout_on(name, params):
+    own = {"epochs": 1, **({"sparsity": 0.5, "rounds": 1} if name == "prune.iterative" else {})}
+    plain, changed = (applying.apply(name, small_model(), context(), **own, **more) for more in ({}, params))
+    assert state(plain.module) != state(changed.module)
 
 
 def test_dropout_leaves_out_inputs_of_later_linear_layers_while_training():
@@ -190,12 +212,6 @@ def test_dropout_leaves_out_inputs_of_later_linear_layers_while_training():
     split = Split({"x": np.ones((8, 4), dtype=np.float32)}, np.arange(8) % 2)
     with pytest.raises(NotApplicable, match="none but the first layer"):
         fit(nn.Linear(4, 2), split, epochs=1, generator=torch.Generator(), dropout=0.5)
-
-
-def test_what_is_no_picture_cannot_be_moved():
-    flat = Split({"x": np.zeros((8, 4), dtype=np.float32)}, np.arange(8) % 2)
-    with pytest.raises(NotApplicable, match="shift moves pictures"):
-        fit(nn.Linear(4, 2), flat, epochs=1, generator=torch.Generator(), shift=1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leanmark.errors import PreparationError
+from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import Workload
 from leanmark.stages import Context, Program, TorchModel, build
 
@@ -46,7 +46,7 @@ def _train(model: TorchModel, settings: dict[str, Any], context: Context) -> Non
             progress=context.progress,
             **settings,
         )
-    except TypeError as error:
+    except (TypeError, NotApplicable) as error:  # a workload asks for what its own model has not
         raise PreparationError(f"`train` of the workload: {error}") from error
 
 

@@ -85,7 +85,8 @@ def finetune(
     the shared value moves. Without them, training undoes pruning and clustering.
     loss: cross_entropy for classes, binary_cross_entropy for one logit, mse for values.
     label_smoothing: share of the target spread over all classes.
-    shift: pixels that each picture is moved by, at most, anew each time that it is seen.
+    shift: pixels that each picture, (N, channels, rows, columns), is moved by, at most, anew
+    each time that it is seen; its edge is repeated.
     dropout: share of the inputs of linear layers, but not of the first of all layers, that
     is left out at random.
     Evidence: what `preserve` names, counted on the final artifact, and weights other

@@ -83,7 +83,8 @@ def iterative(
     leaves the same share of what is there each time; `linear` takes the same number each time.
     epochs: passes over the train split after each round; last_epochs: after the last one, by default as many.
     learning_rate: the highest of each training, which it climbs to and falls from. loss, label_smoothing,
-    shift, dropout: as in train.finetune. Few weights overfit, but less easily than many: they want less dropout.
+    shift, dropout: as in train.finetune. Few weights overfit too, if less easily
+    than many: they want less dropout (Han et al. 2015, section 3.2).
     Evidence: zeros counted in the final artifact; ineffective when their share is more than 0.001 from the one asked
     for.
     Source: Han et al. 2015, Learning both Weights and Connections; Zhu, Gupta 2017, To Prune, or Not to Prune (the

@@ -47,8 +47,10 @@ def fit(
     epochs: passes over the split, fractions allowed. learning_rate: the highest, which
     AdamW starts and ends below. label_smoothing: share of the target spread over all
     classes; for cross entropy only. shift: each time a picture is seen, it lies up to so
-    many pixels higher or lower and further left or right. dropout: share of what goes into
-    a linear layer, but not into the first of all layers, that is left out at random.
+    many pixels higher or lower and further left or right, its edge repeated; pictures are
+    inputs of four axes, (N, channels, rows, columns). dropout: share of what goes into a
+    linear layer, but not into the first of all layers with weights as they are registered,
+    that is left out at random.
     after_backward and after_step are called with the module when its gradients, or its
     parameters, have just been computed.
 
@@ -58,7 +60,8 @@ def fit(
     examples of an epoch that fill no batch are left out; each epoch has another order.
 
     Raises PreparationError where there are no targets, no examples or no parameters to
-    train, where targets do not fit the answers, or where the loss does not stay finite.
+    train, where targets do not fit the answers, or where the loss does not stay finite;
+    NotApplicable where there is no picture to move, or no linear layer for dropout.
 
     Source: Loshchilov, Hutter 2019, Decoupled Weight Decay Regularization; Szegedy et
     al. 2016, Rethinking the Inception Architecture (label smoothing); Simard, Steinkraus,
@@ -77,15 +80,14 @@ def fit(
 
     with _training(module, generator) as channels_last, _dropping(module, dropout):
         inputs, targets = tensors_of(train, loss)
-        if shift and not any(tensor.dim() >= 3 for tensor in inputs):
-            raise NotApplicable("shift moves pictures, and no input of this model has rows and columns")
+        _check_shift(shift, inputs)
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         for number, chosen in enumerate(_batches(count, batch_size, total, generator)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _rate(number, total)
             batch = [tensor[chosen] for tensor in inputs]
             if shift:
-                batch = [_moved(tensor, shift, generator) if tensor.dim() >= 3 else tensor for tensor in batch]
+                batch = [_moved(tensor, shift, generator) if tensor.dim() == 4 else tensor for tensor in batch]
             if channels_last:
                 batch = [_to_channels_last(tensor) for tensor in batch]
             answer = _answer(module(*batch))
@@ -111,6 +113,14 @@ def _check(train: Split, parameters: list[nn.Parameter]) -> None:
         raise PreparationError(f"the train split has {len(train)} examples and {len(train.targets)} targets")
     if not parameters:
         raise NotApplicable("this model has no parameters to train")
+
+
+def _check_shift(shift: int, inputs: list[Tensor]) -> None:
+    sizes = [min(tensor.shape[-2:]) for tensor in inputs if tensor.dim() == 4]
+    if shift and not sizes:
+        raise NotApplicable("shift moves pictures, and no input of this model is (N, channels, rows, columns)")
+    if shift and shift >= min(sizes):
+        raise NotApplicable(f"shift by {shift} pixels leaves nothing of pictures whose shorter side has {min(sizes)}")
 
 
 def _check_targets(answer: Tensor, targets: Tensor, loss: Loss) -> None:
@@ -156,12 +166,12 @@ def _dropping(module: nn.Module, share: float) -> Generator[None]:
     from torch import nn
     from torch.nn import functional
 
-    layers = [layer for layer in module.modules() if getattr(layer, "weight", None) is not None]
+    layers = [layer for layer in module.modules() if _has_matrix(layer)]
     later = [layer for layer in layers[1:] if isinstance(layer, nn.Linear)]
     if share and not later:
         raise NotApplicable("dropout leaves out inputs of linear layers, and there is none but the first layer")
     hooks = [
-        layer.register_forward_pre_hook(lambda _, given: (functional.dropout(given[0], share), *given[1:]))
+        layer.register_forward_pre_hook(lambda _, given: tuple(functional.dropout(item, share) for item in given))
         for layer in (later if share else ())
     ]
     try:
@@ -169,6 +179,11 @@ def _dropping(module: nn.Module, share: float) -> Generator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _has_matrix(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return weight is not None and weight.dim() >= 2
 
 
 def _lay_out(module: nn.Module, memory_format: Any) -> None:
@@ -226,16 +241,16 @@ def criterion_of(loss: Loss, label_smoothing: float) -> Callable[[Tensor, Tensor
 
 
 def _moved(batch: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Each picture of a batch, (N, …, rows, columns), moved by -most to most pixels; zeros come in."""
+    """Each picture of a batch, (N, channels, rows, columns), moved by -most to most pixels; its edge is repeated."""
     import torch
     from torch.nn import functional
 
     rows, columns = batch.shape[-2:]
-    padded = functional.pad(batch.reshape(len(batch), -1, rows, columns), (most, most, most, most))
+    padded = functional.pad(batch, (most, most, most, most), mode="replicate")
     # Every place that a picture may have, as a view: (N, channels, up or down, left or right, rows, columns).
     places = padded.unfold(2, rows, 1).unfold(3, columns, 1)
     down, right = torch.randint(2 * most + 1, (2, len(batch)), generator=generator)
-    return places[torch.arange(len(batch)), :, down, right].view(batch.shape)
+    return places[torch.arange(len(batch)), :, down, right]
 
 
 def _to_channels_last(tensor: Tensor) -> Tensor:
