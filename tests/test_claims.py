@@ -14,7 +14,7 @@ from leanmark.declare.schema import ClaimDeclaration
 from leanmark.declare.suite import load
 from leanmark.errors import InvalidInput
 from leanmark.publish.numbers import claimed
-from leanmark.results import Claim, Evidence, Footprint, Interval, Quality, Role, Run, Status
+from leanmark.results import Claim, Footprint, Interval, Quality, Role, Run, Status
 
 REFERENCE = "net/fp32/cpu-onnxruntime-t1-b1"
 
@@ -57,17 +57,6 @@ def test_a_figure_is_compared(figure: str, value: float, here: float, finding: s
     assert found.here is not None
     assert found.here.value == pytest.approx(here)
     assert (found.cell, found.paper, found.finding) == (NAME, value, finding)
-
-
-def test_bits_a_weight_are_read_off_the_evidence():
-    made = run({"smaller_weights": 32})
-    assert beside(made)[0].finding == "no figure"
-    for bits, here, finding in ((1.0, 32, "reached"), (1.25, 25.6, "missed"), ("1", None, "no figure")):
-        counted = replace(made.results[1], evidence=(Evidence("quantize.binary", True, {"bits_per_weight": bits}),))
-        (found,) = beside(replace(made, results=(made.results[0], counted)))
-        assert (found.here and found.here.value, found.finding) == (here, finding)
-    unproved = replace(made.results[1], evidence=(Evidence("quantize.binary", False, {"bits_per_weight": 1.0}, "no"),))
-    assert beside(replace(made, results=(made.results[0], unproved)))[0].finding == "no figure"
 
 
 @pytest.mark.parametrize(

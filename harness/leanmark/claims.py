@@ -17,7 +17,6 @@ from leanmark.rules import fits
 
 Finding = Literal["reached", "missed", "undecided", "no figure"]
 _MEASURED = (Status.OK, Status.NOISY)
-_FLOAT_BITS = 32
 Estimator = Callable[[Result, Result], Interval | None]
 
 
@@ -108,16 +107,6 @@ def _macs(result: Result) -> float | None:
     return None if result.footprint is None else result.footprint.macs
 
 
-def _smaller_weights(result: Result, other: Result) -> Interval | None:
-    """How many times fewer bits a weight takes in the file than a float of 32, as evidence counted them."""
-    found = [item.facts.get("bits_per_weight") for item in result.evidence if item.effective]
-    bits = [value for value in found if isinstance(value, int | float) and 0 < value < math.inf]
-    if not bits or other.cell.role is not Role.REFERENCE:
-        return None
-    value = _FLOAT_BITS / bits[-1]  # what was counted last is what the last step left
-    return Interval(value, value, value, 1.0, 0, "counted")
-
-
 def _speed(result: Result, other: Result) -> Interval | None:
     ratio = result.against_reference
     if other.cell.role is not Role.REFERENCE:
@@ -184,7 +173,6 @@ FIGURES: Mapping[str, Estimator] = {
     "fewer_weights": _factor(_nonzero, _weights_before),
     "fewer_macs": _factor(_macs, _macs),
     "smaller": _factor(_size, _size),
-    "smaller_weights": _smaller_weights,
     "faster": _speed,
     "error": _error,
     "no_loss": _loss,

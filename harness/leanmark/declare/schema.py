@@ -162,7 +162,6 @@ Factor = Annotated[float, Field(gt=0)]
 class ClaimDeclaration(_Strict):
     """What a paper reports for some cells: how many times less or faster, and the error.
 
-    `smaller` is of all files; `smaller_weights` of the weights in them alone, against floats of 32 bits.
     `no_loss` is the margin within which a loss of the metric counts as none; `better` how much better it is at least;
     `follows_macs` the share of what it has fewer MACs that it is faster by. `than` is the recipe that cells are
     compared with, in place of fp32.
@@ -173,7 +172,6 @@ class ClaimDeclaration(_Strict):
     fewer_weights: Factor | None = None
     fewer_macs: Factor | None = None
     smaller: Factor | None = None
-    smaller_weights: Factor | None = None
     faster: Factor | None = None
     error: Tolerance | None = None
     no_loss: Tolerance | None = None
