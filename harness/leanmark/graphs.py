@@ -60,9 +60,10 @@ def nodes(graph: GraphProto) -> Iterator[NodeProto]:
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
     """What is the same in every call, by name: initializers, and what Constant nodes give as tensors."""
     found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            found[node.output[0]] = node.attribute[0].t
+    for node in nodes(graph):
+        value = next((attribute for attribute in node.attribute if attribute.name == "value"), None)
+        if node.op_type == "Constant" and value is not None:
+            found[node.output[0]] = value.t
     return found
 
 

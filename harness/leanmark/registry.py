@@ -41,7 +41,8 @@ class Step:
     exact: float | None
     libraries: tuple[str, ...]
     splits: tuple[str, ...]  # the splits that it reads
-    runtimes: tuple[str, ...] = ()  # the only ones that it works for, all of which it needs; empty for any
+    runtimes: tuple[str, ...] = ()  # the only ones that it works for; empty for any
+    needs: tuple[str, ...] = ()  # runtimes that must be able to run on the CPU, where it is prepared
 
     @property
     def doc(self) -> str:
@@ -129,18 +130,21 @@ def step(
     libraries: tuple[str, ...] = ("torch",),
     splits: tuple[str, ...] = (),
     runtimes: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> Callable[[StepFunction], StepFunction]:
     """Register a function as the step `name`.
 
     `exact` says that the step changes no answer by more than this much, relative
     to the largest answer. `libraries` are the distributions whose version decides
     what comes out; with the step's source they make its artifacts' key. `runtimes` are those that
-    the step is for: on others it is not applicable, and it is skipped where one of them cannot run.
+    the step is for: on others it is not applicable. `needs` are runtimes that it uses itself, on
+    the CPU: it is skipped where one of them cannot run.
     """
 
     def register(function: StepFunction) -> StepFunction:
         stages = consumes if isinstance(consumes, tuple) else (consumes,)
-        _add(_steps, name, Step(name, family, stages, produces, function, evidence, exact, libraries, splits, runtimes))
+        made = Step(name, family, stages, produces, function, evidence, exact, libraries, splits, runtimes, needs)
+        _add(_steps, name, made)
         return function
 
     return register

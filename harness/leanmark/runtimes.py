@@ -55,8 +55,8 @@ class Session(Protocol):
 
 # --- what can run here ----------------------------------------------------------------
 
-# Distributions that bring a CUDA build of a runtime whose plain one has none.
 _COMPILERS = ("g++", "clang++", "c++")
+# Distributions that bring a CUDA build of a runtime whose plain one has none.
 _CUDA_DISTRIBUTION = {"onnxruntime": "onnxruntime-gpu"}
 
 

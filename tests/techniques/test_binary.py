@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from leanmark.errors import NotApplicable, PreparationError
+from leanmark.networks.layers import Sign
 from leanmark.stages import Context, Split, TorchModel
 from leanmark.techniques.training import fit
 from techniques.test_pruning import Tied, apply, evidence, lenet_5, mlp, stored, weights
@@ -94,6 +95,48 @@ def test_activations_may_have_one_bit_too(tmp_path: Path, as_program: bool):
     assert found.effective, found.reason
     assert found.facts["binary_activations"] == 2
     assert "storage only" in found.facts["computed"]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 16), self.relu, nn.Linear(16, 16), self.relu, nn.Linear(16, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_a_relu_that_stands_in_several_places_becomes_a_sign_in_each(tmp_path: Path):
+    model = apply(
+        "quantize.binary", TorchModel(Twice().eval(), f"{__name__}:Twice"), CONTEXT, epochs=0.2, activations=True
+    )
+    program = apply("export.onnx", model, CONTEXT)
+    found = evidence("quantize.binary", program, tmp_path, activations=True)
+    assert found.effective, found.reason
+    assert found.facts["binary_activations"] == 2
+
+
+def test_activations_of_one_bit_beside_others_are_not_called_so(tmp_path: Path):
+    model = apply("quantize.binary", mlp(), CONTEXT, epochs=0.2, activations=True)
+    model.module.set_submodule("relu2", nn.ReLU())
+    for name, final in (("torch", model), ("onnx", apply("export.onnx", model, CONTEXT))):
+        (tmp_path / name).mkdir()
+        found = evidence("quantize.binary", final, tmp_path / name, activations=True)
+        assert not found.effective
+        assert "1 activations" in found.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_signs_keep_the_type_and_pass_gradients_when_only_asked(dtype: torch.dtype):
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], dtype=dtype, requires_grad=True)
+    signs = Sign().eval()(x)
+    assert (signs.dtype, signs.tolist()) == (dtype, [-1, -1, 1, 1, 1])
+    signs.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
 def test_activations_that_have_more_bits_are_told(tmp_path: Path):

@@ -6,6 +6,7 @@ suite, so baselines match across edits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -120,8 +121,9 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
             )
         else:
             steps, lowering = (*steps, *added), len(added)
-    needed = dict.fromkeys([target.runtime, *(name for step in recipe.steps for name in _runtimes_of(step.name))])
-    reason = next(filter(None, (available(runtime, target.device) for runtime in needed)), None)
+    used = dict.fromkeys(name for step in recipe.steps for name in registry.get_step(step.name).needs)
+    needed = [(target.runtime, target.device), *((name, "cpu") for name in used)]
+    reason = next((why for why in itertools.starmap(available, needed) if why is not None), None)
     if skip is None and reason is not None:
         skip = (Status.SKIPPED, reason)
     return Cell(

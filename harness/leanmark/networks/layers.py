@@ -36,7 +36,7 @@ class LowRankPlusColumns(nn.Module):
         return self.out(self.into(x)) + self.dense(x[..., self.chosen])
 
 
-class _PassedThrough(torch.autograd.Function):
+class _SignWithGradient(torch.autograd.Function):
     """-1 or 1; backwards, the gradient itself where the input is between -1 and 1."""
 
     @staticmethod
@@ -51,7 +51,8 @@ class _PassedThrough(torch.autograd.Function):
 
 
 def _signs(x: Tensor) -> Tensor:
-    return torch.where(x < 0, -1.0, 1.0)
+    below, above = (torch.tensor(value, dtype=x.dtype, device=x.device) for value in (-1.0, 1.0))
+    return torch.where(x < 0, below, above)
 
 
 class Sign(nn.Module):
@@ -61,7 +62,7 @@ class Sign(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _PassedThrough.apply(x) if self.training else _signs(x)
+        return _SignWithGradient.apply(x) if x.requires_grad else _signs(x)
 
 
 class SelfAttention(nn.Module):

@@ -21,7 +21,7 @@ from leanmark.techniques.training import Loss, fit
 from leanmark.weights import count_elements, finite_values, shared_parameters, weight_parameters, weight_tensors
 
 if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
+    from onnx import TensorProto
     from torch import Tensor, nn
 
 Keep = Literal["first", "last"]
@@ -48,28 +48,46 @@ def one_bit_each(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     if facts["bits_per_weight"] is None or facts["bits_per_weight"] > 1.1:
         return Evidence(name, False, facts, "the weights do not lie in the file as one bit each")
     if params.get("activations"):
-        facts["binary_activations"] = _activations(artifact)
+        facts["binary_activations"], left = _activations(artifact)
         if not facts["binary_activations"]:
             return Evidence(name, False, facts, "no activation of the final artifact has one bit")
+        if left:
+            return Evidence(name, False, facts, f"{left} activations of the final artifact have more than one bit")
     return Evidence(name, True, facts)
 
 
-def _activations(artifact: Artifact) -> int:
-    """How many activations of the artifact are -1 or 1."""
+def _activations(artifact: Artifact) -> tuple[int, int]:
+    """How many activations of the artifact are -1 or 1, and how many are still ReLUs."""
     if artifact.stage is Program:
         proto = artifact.proto()
-        values = graphs.constants(proto.graph)
-        return sum(node.op_type == "Where" and _chooses_a_sign(node, values) for node in graphs.nodes(proto.graph))
+        values, listed = graphs.constants(proto.graph), list(graphs.nodes(proto.graph))
+        below = {
+            node.output[0] for node in listed if node.op_type == "Less" and _is_constant(node.input[1], values, 0.0)
+        }
+        signs = [
+            node
+            for node in listed
+            if node.op_type == "Where"
+            and node.input[0] in below
+            and _is_constant(node.input[1], values, -1.0)
+            and _is_constant(node.input[2], values, 1.0)
+        ]
+        return len(signs), sum(node.op_type in ("Relu", "FusedConv", "FusedGemm", "Clip") for node in listed)
+    from torch import nn
+
+    from leanmark.networks.layers import Sign
+
     model = artifact.load()
     assert isinstance(model, TorchModel)
-    return sum(type(part).__name__ == "Sign" for part in model.module.modules())
+    parts = [part for _, part in model.module.named_modules(remove_duplicate=False)]
+    return sum(isinstance(part, Sign) for part in parts), sum(isinstance(part, nn.ReLU) for part in parts)
 
 
-def _chooses_a_sign(node: NodeProto, values: Mapping[str, TensorProto]) -> bool:
+def _is_constant(name: str, values: Mapping[str, TensorProto], number: float) -> bool:
     from onnx import numpy_helper
 
-    chosen = [values[name] for name in node.input[1:] if name in values]
-    return sorted(numpy_helper.to_array(one).item() for one in chosen if math.prod(one.dims) == 1) == [-1.0, 1.0]
+    found = values.get(name)
+    return found is not None and math.prod(found.dims) == 1 and numpy_helper.to_array(found).item() == number
 
 
 def _is_binary(array: Array) -> bool:
@@ -117,7 +135,7 @@ def binary(
     learning_rate: the highest, as in train.finetune. batch_size: examples a step.
     keep: `first` and `last` leave that layer as it is; by default every layer is binary.
     activations: every ReLU that is a module becomes a sign, -1 or 1; the gradient passes where its input is between
-    these.
+    these. A ReLU that a model calls as a function stays.
     loss, label_smoothing: as in train.finetune.
 
     Biases and batch norms stay. The file holds a bit a weight; it is decoded when it is loaded and computed with in
@@ -136,7 +154,7 @@ def binary(
     if activations:
         module = _with_signs(module)
     for layer in layers.values():
-        parametrize.register_parametrization(layer, "weight", _sign())
+        parametrize.register_parametrization(layer, "weight", _shared_magnitude())
     try:
         fit(
             module,
@@ -180,7 +198,7 @@ def _with_signs(module: nn.Module) -> nn.Module:
 
     from leanmark.networks.layers import Sign
 
-    names = [name for name, part in module.named_modules() if isinstance(part, nn.ReLU)]
+    names = [name for name, part in module.named_modules(remove_duplicate=False) if isinstance(part, nn.ReLU)]
     if not names or "" in names:
         raise NotApplicable("this model has no ReLU among its modules that could become a sign")
     for name in names:
@@ -197,7 +215,7 @@ def _clip(layers: Mapping[str, nn.Module]) -> None:
             original.clamp_(-1, 1)
 
 
-def _sign() -> nn.Module:
+def _shared_magnitude() -> nn.Module:
     """The mean magnitude with each weight's sign; backwards, the identity."""
     import torch
     from torch import nn
@@ -212,8 +230,8 @@ def _sign() -> nn.Module:
         def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 - torch's own name
             return grads[0]
 
-    class Sign(nn.Module):
+    class SharedMagnitude(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
             return StraightThrough.apply(weight)
 
-    return Sign()
+    return SharedMagnitude()

@@ -73,7 +73,8 @@ def was_compiled(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     evidence=was_compiled,
     exact=1e-4,
     splits=("validation",),
-    runtimes=("torch", "torch-compile"),
+    runtimes=("torch",),
+    needs=("torch-compile",),
 )
 def inductor(model: TorchModel, ctx: Context, *, tune: bool = False) -> TorchModel:
     """Compile the model with torch.compile and Inductor when it is loaded.

