@@ -30,17 +30,18 @@ def test_training_counts_by_its_epochs():
     assert 0 < plain < 10
 
 
-def test_what_trials_begin_with_counts_once_for_each_seed():
-    alone = effort.unshared([("a", NET, 0, (PRUNE, FINE))])["a"]
-    found = effort.unshared([
-        ("base", NET, 0, ()),
-        ("pruned", NET, 0, (PRUNE,)),
-        ("both", NET, 0, (PRUNE, FINE)),
-        ("other seed", NET, 1, (PRUNE, FINE)),
-    ])  # fmt: skip
-    assert sum(found.values()) == pytest.approx(2 * alone)
-    assert found["both"] == pytest.approx(effort.seconds_of(NET, [PRUNE, FINE])[-1])
-    assert effort.unshared([("both", NET, 0, (PRUNE, FINE))], there=[(NET, 0, (PRUNE,))])["both"] == found["both"]
+def test_what_trials_begin_with_counts_once():
+    parts = {
+        "both first": effort.beginnings(NET, (PRUNE, FINE)),
+        "base": effort.beginnings(NET, ()),
+        "pruned": effort.beginnings(NET, (PRUNE,)),
+        "other": effort.beginnings(NET, (FINE,)),
+    }
+    base, pruned, fine = effort.seconds_of(NET, [PRUNE, FINE])
+    found = effort.unshared(parts)
+    assert found == pytest.approx({"both first": base + pruned + fine, "base": 0, "pruned": 0, "other": fine})
+    there = [key for key, _ in parts["pruned"]]
+    assert effort.unshared({"both": parts["both first"]}, there) == pytest.approx({"both": fine})
 
 
 def test_a_plan_tells_long_training_from_short(tmp_path):

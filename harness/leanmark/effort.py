@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from leanmark.registry import Workload
@@ -34,26 +34,23 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def beginnings(workload: Workload, steps: Sequence[StepSpec]) -> list[tuple[Hashable, float]]:
+    """The model and what each step makes of it, by what names it in a suite; with the seconds of each."""
+    names = [f"{spec.name} {spec.params}" for spec in steps]
+    keys = [(workload.name, *names[:length]) for length in range(len(steps) + 1)]
+    return list(zip(keys, seconds_of(workload, steps), strict=True))
+
+
 def unshared(
-    trials: Iterable[tuple[Name, Workload, int, Sequence[StepSpec]]],
-    there: Iterable[tuple[Workload, int, Sequence[StepSpec]]] = (),
+    trials: Mapping[Name, Sequence[tuple[Hashable, float]]], there: Iterable[Hashable] = ()
 ) -> dict[Name, float]:
-    """Seconds of each trial, of a workload, a seed and steps, that no trial before it has, nor one that is `there`.
+    """Seconds of each trial for what neither a trial before it makes, nor is `there`.
 
-    Trials that begin alike share what they begin with, the model to start with: it is made once.
+    trials: what each makes, one after the other, by a key that trials share for what they share.
     """
-    seen: set[tuple[Any, ...]] = set()
-    for workload, seed, steps in there:
-        seen.update(_beginnings(workload, seed, steps))
+    seen = set(there)
     found: dict[Name, float] = {}
-    for name, workload, seed, steps in trials:
-        beginnings = _beginnings(workload, seed, steps)
-        seconds = seconds_of(workload, steps)
-        found[name] = sum(own for key, own in zip(beginnings, seconds, strict=True) if key not in seen)
-        seen.update(beginnings)
+    for name, parts in trials.items():
+        found[name] = sum(seconds for key, seconds in parts if key not in seen)
+        seen.update(key for key, _ in parts)
     return found
-
-
-def _beginnings(workload: Workload, seed: int, steps: Sequence[StepSpec]) -> list[tuple[Any, ...]]:
-    keys = [f"{spec.name} {spec.params}" for spec in steps]
-    return [(workload.name, seed, *keys[:length]) for length in range(len(steps) + 1)]

@@ -5,7 +5,7 @@ What a user's own functions make is looked at first: it is where the keys of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, replace
 
 from leanmark import effort
@@ -126,6 +126,15 @@ class _Order:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def seconds(self) -> dict[TrialName, float]:
+        """About what each trial that waits takes, in their order, without what is stored or made before it."""
+        made: dict[TrialName, list[tuple[Hashable, float]]] = {}
+        for name in self._waiting:
+            trial, keys = self.trials[name], self.trials[name].keys()
+            parts = zip((keys.base, *keys.steps), effort.seconds_of(trial.workload, trial.steps), strict=True)
+            made[name] = [(key, own) for key, own in parts if not self._is_stored(key)]
+        return effort.unshared(made)
+
     def take(self) -> TrialName | None:
         """The next trial, which is then being made; None if all that wait begin with what is being made."""
         self._making = {name: self._left(keys) for name, keys in self._making.items()}
@@ -172,8 +181,8 @@ def _prepare(
     order: _Order, planned: Planned, meter: Meter, preloaded: Preloaded
 ) -> Iterator[tuple[TrialName, Prepared]]:
     queue = _Jobs(order, planned)
-    seconds = effort.unshared([(name, trial.workload, trial.seed, trial.steps) for name, trial in order.trials.items()])
-    total = sum(seconds.values())
+    seconds = order.seconds()
+    total = sum(seconds.values()) or 1.0
     finished = meter.shares["prepare"]
     under_way: dict[TrialName, float] = {}
     for event in run_jobs(queue, planned.jobs, preloaded):

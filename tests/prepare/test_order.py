@@ -99,3 +99,15 @@ def test_what_lost_its_base_is_not_tried():
     assert order.drop(lost) == {}
     assert order.take() == ("lenet-5/base", 0)
     assert order.take() is None
+
+
+def test_seconds_are_told_for_what_each_trial_makes_when_its_turn_comes():
+    order = _Order(trials(["pruned", "tuned", "base"]), lambda _: False)
+    seconds = order.seconds()
+    base, pruned, tuned = (seconds[f"lenet-5/{name}", 0] for name in ("base", "pruned", "tuned"))
+    epochs = 8 * registry.get_workload("lenet-5").epoch_seconds
+    assert base > epochs > pruned  # the model is made first, by the trial that is nothing else
+    assert tuned > pruned
+    found = trials(["pruned"])
+    stored = {trial.keys().base for trial in found.values()}
+    assert _Order(found, stored.__contains__).seconds()["lenet-5/pruned", 0] == pruned

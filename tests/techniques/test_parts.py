@@ -38,6 +38,19 @@ def answers(model: TorchModel) -> torch.Tensor:
         return model.module(torch.from_numpy(PICTURES[:64]))
 
 
+def test_channels_leave_what_heads_divide_and_places_without_a_layer(tmp_path: Path):
+    before = encoder().module.state_dict()
+    model = apply("prune.channels", encoder(), CONTEXT, ratio=0.5)
+    after = model.module.state_dict()
+    smaller = {name for name, tensor in after.items() if tensor.shape != before[name].shape}
+    assert {name.split(".", 2)[2] for name in smaller} == {"enter.weight", "enter.bias", "leave.weight"}
+    again = stored(model, tmp_path / "stored").load()
+    assert isinstance(again, TorchModel)
+    assert [tensor.shape for tensor in again.module.state_dict().values()] == [
+        tensor.shape for tensor in after.values()
+    ]
+
+
 @pytest.mark.parametrize(("ratio", "left"), [(0.25, 6), (0.5, 4), (0.99, 2)])
 def test_so_many_heads_are_gone(ratio: float, left: int, tmp_path: Path):
     model = apply("prune.heads", encoder(), CONTEXT, ratio=ratio)

@@ -169,9 +169,10 @@ def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
     """
     cells = [cell for cell in plan.cells if cell.skip is None]
     there = {cell.id for cell in cells if cached(cell)}
+    parts = {cell.id: effort.beginnings(plan.workload(cell.workload), cell.steps) for cell in cells}
     one_seed = effort.unshared(
-        [(cell.id, plan.workload(cell.workload), 0, cell.steps) for cell in cells if cell.id not in there],
-        there=[(plan.workload(cell.workload), 0, cell.steps) for cell in cells if cell.id in there],
+        {name: parts[name] for name in parts if name not in there},
+        there={key for name in there for key, _ in parts[name]},
     )
     prepare = sum(one_seed.values()) * len(plan.suite.seeds)
     measure = 0.0

@@ -68,6 +68,8 @@ def channels(
     scope: `layer` removes the same share from every layer; `global` ranks all channels
     together.
 
+    What attention divides among heads stays as it is (`prune.heads` is for that), and so do
+    channels that a parameter outside of layers has, such as learned places.
     Layers whose channels depend on one another (around an addition, through a flatten,
     in groups) lose the same ones. One batch of two validation examples is run to see
     which do; no value of it matters.
@@ -103,7 +105,12 @@ def _remove(module: nn.Module, inputs: tuple[Tensor, ...], ratio: float, norm: s
 
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
-        groups = [group for group in graph.get_all_groups() if not _reaches_output(graph, group)]
+        fixed = _of_attention(module)
+        groups = [
+            group
+            for group in graph.get_all_groups()
+            if not _reaches_output(graph, group) and not any(_must_stay(graph, item, fixed) for item in group)
+        ]
     except Exception as error:
         raise PreparationError(
             f"torch-pruning cannot follow this model: {type(error).__name__}: {error}",
@@ -148,6 +155,22 @@ def _blocks(group: Any) -> int:
 def _reaches_output(graph: Any, group: Any) -> bool:
     """Whether the channels of a group are channels of the model's answers: no node reads them."""
     return any(graph.is_out_channel_pruning_fn(item.dep.handler) and not item.dep.target.outputs for item in group)
+
+
+def _of_attention(module: nn.Module) -> set[nn.Module]:
+    """Layers whose outputs are divided among heads: `prune.heads` is for them."""
+    from leanmark.networks.layers import SelfAttention
+
+    found = [part for part in module.modules() if isinstance(part, SelfAttention)]
+    return {layer for part in found for layer in (part.query, part.key, part.value)}
+
+
+def _must_stay(graph: Any, item: Any, fixed: set[nn.Module]) -> bool:
+    """Whether it is a parameter of no layer, whose shape no structure tells, or what one of these layers gives."""
+    from torch import nn
+
+    part = item.dep.target.module
+    return isinstance(part, nn.Parameter) or (part in fixed and graph.is_out_channel_pruning_fn(item.dep.handler))
 
 
 def _sizes(module: nn.Module) -> list[tuple[int, ...]]:
