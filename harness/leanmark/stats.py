@@ -334,8 +334,8 @@ def _reach(parts: Sequence[tuple[float, int]], level: float) -> float:
 
     Each part counts with its own Student's quantile, so that few seeds widen what seeds add, and nothing else: the
     square root of the sum of squared reaches, which is no narrower than any of them (as Graybill and Wang 1980 for
-    variances). One effective number of degrees of freedom for the sum (Satterthwaite 1946) covered 88 % with two
-    seeds far apart.
+    variances). One effective number of degrees of freedom for the sum (Satterthwaite 1946) covers too little with
+    two seeds far apart: such runs are drawn in tests/test_stats.py.
     """
     return math.sqrt(sum(part * student(0.5 + level / 2, freedom) ** 2 for part, freedom in parts))
 

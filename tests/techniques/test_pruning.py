@@ -87,6 +87,21 @@ def test_lamp_leaves_small_layers_more_and_none_empty():
     assert min(kept["lamp"]) > 0
 
 
+def test_what_is_kept_of_each_tensor_is_told_and_none_may_be_empty_after_lamp(tmp_path):
+    model = apply("prune.magnitude", lenet_5(), sparsity=0.95, scope="lamp")
+    found = evidence("prune.magnitude", model, tmp_path, sparsity=0.95, scope="lamp")
+    assert found.effective
+    assert found.facts["kept"]["conv1.weight"] > found.facts["kept"]["fc1.weight"] > 0
+    with torch.no_grad():
+        model.module.get_parameter("conv1.weight").zero_()
+    (tmp_path / "emptied").mkdir()
+    sparsity = 1 - sum(np.count_nonzero(array) for array in weights(model)) / sum(
+        array.size for array in weights(model)
+    )
+    emptied = evidence("prune.magnitude", model, tmp_path / "emptied", sparsity=sparsity, scope="lamp")
+    assert "no weight of 'conv1.weight' is left" in emptied.reason
+
+
 @given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=50))
 def test_lamp_scores_as_its_definition_says(magnitudes):
     scores = layer_adaptive(np.array(magnitudes, dtype=np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -70,8 +71,14 @@ def zero_least(module: nn.Module, scores: Scores, sparsity: float, scope: Scope)
 
 
 def sparsity_reached(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """Zeros counted in the final artifact's weight tensors."""
-    return sparsity_of("prune.magnitude", artifact, params)
+    """Zeros counted in the final artifact's weight tensors, and with `lamp` that none of these is empty."""
+    found = sparsity_of("prune.magnitude", artifact, params)
+    kept = {name: float(np.count_nonzero(array)) / array.size for name, array in weight_tensors(artifact).items()}
+    found = replace(found, facts={**found.facts, "kept": {name: round(share, 4) for name, share in kept.items()}})
+    empty = next((name for name, share in kept.items() if not share), None)
+    if found.effective and params.get("scope") == "lamp" and empty is not None:
+        return replace(found, effective=False, reason=f"no weight of '{empty}' is left, which LAMP never leaves so")
+    return found
 
 
 @step("prune.magnitude", family="pruning", consumes=TorchModel, produces=TorchModel, evidence=sparsity_reached)
@@ -91,7 +98,8 @@ def magnitude(
     Training afterwards needs `preserve: [sparsity]`.
     Evidence: zeros counted in the final artifact's tensors with at least two axes and 64
     elements; ineffective when their share is more than 0.001 from the one asked for
-    (more zeros are fine once weights are quantized, which rounds small ones to zero).
+    (more zeros are fine once weights are quantized, which rounds small ones to zero), or
+    when a tensor is empty that `lamp` was to leave some.
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural
     Networks; Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning.
     """
