@@ -43,6 +43,7 @@ _OWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "Sign": ("leanmark.networks.layers", ()),
     "SelfAttention": ("leanmark.networks.layers", ("width", "heads", "head_width")),
     "SparseLinear": ("leanmark.networks.layers", ("in_features", "out_features", "nonzero", "bias")),
+    "RankConstrainedLinear": ("leanmark.networks.layers", ("rows", "columns", "out_features", "rank", "bias")),
     "LowRankPlusColumns": ("leanmark.networks.layers", ("in_features", "out_features", "rank", "columns", "bias")),
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class LowRankPlusColumns(nn.Module):
@@ -88,11 +89,48 @@ class SelfAttention(nn.Module):
         return self.out((weights @ value).transpose(1, 2).reshape(count, length, self.heads * self.head_width))
 
 
+class _Assembled(nn.Module):
+    """A layer whose matrix is put together from its parameters: in each call while it is trained, else once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._matrix: Tensor | None = None
+        self._made_of: tuple[tuple[int, int], ...] = ()
+        self.register_load_state_dict_post_hook(_forgetting)
+
+    def assemble(self) -> Tensor:
+        """The matrix as the parameters have it now."""
+        raise NotImplementedError
+
+    def matrix(self) -> Tensor:
+        """The matrix, of what is only asked put together once."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.assemble()
+        made_of = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in self.parameters(False))
+        if self._matrix is None or made_of != self._made_of:
+            self._matrix, self._made_of = self.assemble(), made_of
+        return self._matrix
+
+    def train(self, mode: bool = True) -> Self:
+        self._forget()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_matrix": None}  # a copy puts its own together
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    def _forget(self) -> None:
+        self._matrix = None
+
+
 def _forgetting(layer: nn.Module, _: Any) -> None:
     layer.train(layer.training)
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(_Assembled):
     """A linear layer whose weights are kept, and multiplied, as compressed sparse rows.
 
     Takes (…, in_features), gives (…, out_features); `nonzero` weights are not zero.
@@ -108,31 +146,36 @@ class SparseLinear(nn.Module):
         self.register_buffer("rows", torch.zeros(out_features + 1, dtype=torch.int32))
         self.register_buffer("columns", torch.zeros(nonzero, dtype=torch.int32))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self._matrix: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forgetting)
 
-    def train(self, mode: bool = True) -> SparseLinear:
-        self._forget()
-        return super().train(mode)
+    def assemble(self) -> Tensor:
+        shape = (self.out_features, self.in_features)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that compressed rows are in beta
+            return torch.sparse_csr_tensor(self.rows, self.columns, self.values, shape, check_invariants=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        matrix = self._matrix
-        if matrix is None:
-            shape = (self.out_features, self.in_features)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that compressed rows are in beta
-                matrix = torch.sparse_csr_tensor(self.rows, self.columns, self.values, shape, check_invariants=False)
-        if not self.training and not torch.is_grad_enabled():
-            self._matrix = matrix  # of what is only asked, the matrix is put together once
-        answer = (matrix @ x.reshape(-1, self.in_features).T).T.reshape(*x.shape[:-1], self.out_features)
+        answer = (self.matrix() @ x.reshape(-1, self.in_features).T).T.reshape(*x.shape[:-1], self.out_features)
         return answer if self.bias is None else answer + self.bias
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_matrix": None}  # a copy puts its own together
 
-    def _apply(self, fn: Any, recurse: bool = True) -> SparseLinear:
-        self._forget()
-        return super()._apply(fn, recurse)
+class RankConstrainedLinear(_Assembled):
+    """A linear layer over pictures, whose filters are sums of `rank` products of a column and a row of weights.
 
-    def _forget(self) -> None:
-        self._matrix = None
+    Takes (N, rows * columns), gives (N, out_features). The filters are put together when it is loaded, so that it
+    computes as any linear layer does; `down` (out_features, rows, rank) and `along` (out_features, rank, columns) are
+    what is stored and trained.
+    Source: Nakkiran et al. 2015, Compressing Deep Neural Networks Using a Rank-Constrained Topology.
+    """
+
+    def __init__(self, rows: int, columns: int, out_features: int, rank: int, bias: bool = True) -> None:
+        super().__init__()
+        self.rows, self.columns, self.out_features, self.rank = rows, columns, out_features, rank
+        self.down = nn.Parameter(torch.zeros(out_features, rows, rank))
+        self.along = nn.Parameter(torch.zeros(out_features, rank, columns))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def assemble(self) -> Tensor:
+        return (self.down @ self.along).reshape(self.out_features, self.rows * self.columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.matrix(), self.bias)

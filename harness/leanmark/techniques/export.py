@@ -136,8 +136,10 @@ def _settle(model: ir.Model) -> None:
 def _may_be_computed(node: ir.Node) -> bool | None:
     """Weights the other way round are as large as before, if nothing else takes them as they are.
 
-    None: only what is small, or a mask would become a file.
+    Products of weights are not computed. None: only what is small, or a mask would become a file.
     """
+    if node.op_type == "MatMul":  # what a file holds as factors stays so; runtimes multiply them when they load it
+        return False
     source = node.inputs[0] if node.inputs else None
     alone = source is not None and len(source.uses()) == 1 and not source.is_graph_output()
     return True if node.op_type == "Transpose" and alone else None

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 def filters_are_thin(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
-    """A kernel along columns and one along rows where the unmodified model's first layer was."""
+    """Factors along rows and along columns where the unmodified model's first layer was, and their rank."""
     name = "lowrank.input"
     if artifact.reference is None:
         return Evidence(name, False, {}, "there is no unmodified model to compare with")
     tensors, before = artifact.tensors(), artifact.reference.tensors()
-    for key, along in tensors.items():
-        layer, mark, _ = key.partition(".1.weight")
-        down, whole = tensors.get(f"{layer}.2.weight"), before.get(f"{layer}.weight")
-        if not mark or down is None or along.ndim != 4 or down.ndim != 4 or whole is None:
+    for key, down in tensors.items():
+        layer, mark, _ = key.rpartition(".down")
+        along, whole = tensors.get(f"{layer}.along"), before.get(f"{layer}.weight")
+        if not mark or along is None or along.ndim != 3 or down.ndim != 3 or whole is None:
             continue
-        rank = down.shape[1]
+        filters, rows, rank = down.shape
         facts = {
             "rank": rank,
-            "filters": down.shape[0],
-            "rows": down.shape[2],
-            "columns": along.shape[3],
+            "filters": filters,
+            "rows": rows,
+            "columns": along.shape[2],
             "weights": along.size + down.size,
             "weights_before": whole.size,
         }
@@ -43,7 +43,7 @@ def filters_are_thin(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
         if along.size + down.size >= whole.size:
             return Evidence(name, False, facts, "the first layer has no fewer weights than before")
         return Evidence(name, True, facts)
-    return Evidence(name, False, {}, "the first layer of the unmodified model is still one matrix")
+    return Evidence(name, False, {}, "the first layer is one matrix, as in the unmodified model")
 
 
 @step(
@@ -70,9 +70,10 @@ def rank_constrained_input(
     shape: rows and columns of the input; by default the last two axes of the workload's.
 
     A filter takes rank * (rows + columns) weights instead of rows * columns: 56 instead of 784 at rank 1 for 28 x 28
-    pixels. It takes no fewer multiplications where the whole picture arrives at once (they are saved where columns
-    arrive one by one, as the frames of a sound do): it is smaller, hardly faster.
-    Evidence: two kernels, along columns and along rows, in the place of the first layer, and their rank.
+    pixels. Where the whole picture arrives at once that saves no multiplications (it does where columns arrive one by
+    one, as the frames of a sound do), so filters are put together again when the model is loaded: smaller, not faster.
+    Evidence: factors along rows and along columns in the place of the first layer, and their rank. Optimizing the
+    program before it is stored, or quantizing it, puts the filters together for good.
     Source: Nakkiran et al. 2015, Compressing Deep Neural Networks Using a Rank-Constrained Topology.
     """
     module = model.module
@@ -112,20 +113,19 @@ def _picture(ctx: Context) -> tuple[int, int]:
     return first.shape[-2], first.shape[-1]
 
 
-def _thin(layer: nn.Linear, rows: int, columns: int, rank: int) -> nn.Sequential:
-    """Every filter's rows first, then what comes of them along the columns: four modules for the layer."""
+def _thin(layer: nn.Linear, rows: int, columns: int, rank: int) -> nn.Module:
+    """The layer with the best approximation of every filter (Eckart, Young 1936)."""
     import torch
-    from torch import nn
 
-    filters, kind = layer.out_features, layer.weight.dtype
+    from leanmark.networks.layers import RankConstrainedLinear
+
     bias: Tensor | None = dict(layer.named_parameters()).get("bias")
-    along = nn.Conv2d(1, filters * rank, (1, columns), bias=False, dtype=kind)
-    down = nn.Conv2d(filters * rank, filters, (rows, 1), groups=filters, bias=bias is not None, dtype=kind)
+    thin = RankConstrainedLinear(rows, columns, layer.out_features, rank, bias is not None).to(layer.weight.dtype)
     with torch.no_grad():
-        left, values, right = torch.linalg.svd(layer.weight.detach().float().view(filters, rows, columns))
+        left, values, right = torch.linalg.svd(layer.weight.detach().float().view(-1, rows, columns))
         root = values[:, :rank].sqrt()  # both factors have weights of one size
-        along.weight.copy_((root[:, :, None] * right[:, :rank]).reshape(filters * rank, 1, 1, columns))
-        down.weight.copy_((left[:, :, :rank] * root[:, None]).transpose(1, 2).reshape(filters, rank, rows, 1))
-        if down.bias is not None and bias is not None:
-            down.bias.copy_(bias)
-    return nn.Sequential(nn.Unflatten(1, (1, rows, columns)), along, down, nn.Flatten())
+        thin.down.copy_(left[:, :, :rank] * root[:, None])
+        thin.along.copy_(root[:, :, None] * right[:, :rank])
+        if thin.bias is not None and bias is not None:
+            thin.bias.copy_(bias)
+    return thin.train(layer.training)
