@@ -27,7 +27,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from leanmark import power, stats
+from leanmark import power, scoring
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge.gate import judge
 from leanmark.judge.opponents import Stored
@@ -209,7 +209,7 @@ def report() -> None:
         found = [entry for entry in entries if (entry["beside"], entry["head"]) == (beside, head)]
         cells = [item for entry in found for item in entry["latency"]]
         codes = [entry["exit_code"] for entry in found]
-        share = stats.wilson(codes.count(1), len(found))
+        share = scoring.wilson(codes.count(1), len(found))
         regressed, improved = (sum(item["verdict"] == what for item in cells) for what in ("regressed", "improved"))
         decided = sum(item["decided"] for item in cells)
         middle = math.exp(statistics.median(math.log(item["value"]) for item in cells))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from leanmark import stats
+from leanmark import scoring
 from leanmark.power import Tally
 from leanmark.results import Interval
 
@@ -53,8 +53,8 @@ def print_dependence(rows: Sequence[dict[str, Any]]) -> None:
     effect = 1 + (size - 1) * max(0.0, alike)
     effective = max(1, int(whole.count / effect))
     wrong = whole.false_alarms
-    bound = stats.wilson(wrong / whole.count * effective, effective).high
-    covered = stats.wilson(whole.covered / whole.count * effective, effective)
+    bound = scoring.wilson(wrong / whole.count * effective, effective).high
+    covered = scoring.wilson(whole.covered / whole.count * effective, effective)
     print(
         f"The comparisons of a part share their interpreters: their estimates correlate by {alike:+.3f} within a part "
         f"({len(parts)} parts), so they weigh as much as {effective} independent ones: false verdicts at most "
@@ -178,7 +178,7 @@ def print_usual(name: str, row: dict[str, Any], slowdowns: Sequence[float]) -> N
     print(f"| {name} | n | {' | '.join(titles)} | ratio off by | wall time |")
     print(f"| --- | --: |{' --- |' * len(titles)} --: | --: |")
     for method, values in row.items():
-        shares = [stats.wilson(hits, values["count"]) for hits in (values["false_alarms"], *values["detections"])]
+        shares = [scoring.wilson(hits, values["count"]) for hits in (values["false_alarms"], *values["detections"])]
         wall = f"{values['wall_seconds']:.0f} s"
         print_line(method, values["count"], *map(percent, shares), f"{values['spread']:.2%}", wall)
     print()

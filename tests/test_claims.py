@@ -8,7 +8,7 @@ import pytest
 
 from judge.documents import NAME, result
 from judge.documents import run as made
-from leanmark import hits, stats
+from leanmark import hits, scoring
 from leanmark.claims import FIGURES, beside
 from leanmark.declare.schema import ClaimDeclaration
 from leanmark.declare.suite import load
@@ -112,7 +112,7 @@ def test_a_recipe_may_be_compared_with_another():
     by_figure = {item.figure: item for item in found}
     assert {item.finding for item in found} == {"reached"}
     assert {item.than for item in found} == {"other"}
-    expected = stats.paired_difference(own[None], theirs[None])
+    expected = scoring.paired_difference(own[None], theirs[None])
     assert by_figure["better"].here == expected
     faster = by_figure["faster"].here
     assert faster is not None

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "progress", "host", "arrays", "modules", "jsonable"},
     {"rules"},
     {"results", "stats", "deciding", "frame"},
-    {"judgement", "hits", "claims"},
+    {"judgement", "hits", "claims", "scoring"},
     {"entropy", "codecs", "structure", "channel", "copies"},
     {"stages"},
     {"graphs", "weights", "counting", "registry", "processes"},

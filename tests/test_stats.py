@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanmark import stats
+from leanmark import scoring, stats
 from leanmark.results import Interval, Verdict
 
 floats = st.floats(-0.5, 0.5)
@@ -220,23 +220,23 @@ def test_tails_need_samples():
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_wilson_stays_in_bounds(successes: int, count: int):
     successes = min(successes, count)
-    interval = stats.wilson(successes, count)
+    interval = scoring.wilson(successes, count)
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
 
 
 def test_wilson_knows_the_textbook():
-    interval = stats.wilson(81, 263)  # Newcombe 1998, table I
+    interval = scoring.wilson(81, 263)  # Newcombe 1998, table I
     assert (interval.low, interval.high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
 
 
 def test_no_failures_among_a_thousand_bounds_the_rate():
-    assert stats.wilson(0, 1000).high == pytest.approx(0.00383, abs=5e-5)
+    assert scoring.wilson(0, 1000).high == pytest.approx(0.00383, abs=5e-5)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
 def test_paired_differences_are_antisymmetric(pairs: list[tuple[bool, bool]]):
     a, b = (np.array([[float(pair[side]) for pair in pairs]]) for side in (0, 1))
-    one, other = stats.paired_difference(a, b), stats.paired_difference(b, a)
+    one, other = scoring.paired_difference(a, b), scoring.paired_difference(b, a)
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
     assert one.low <= one.value <= one.high
 
@@ -249,7 +249,7 @@ def test_paired_differences_cover_the_truth():
         moved = random.random((1, 500))
         scores = np.where(moved < 0.04, False, np.where(moved > 0.97, True, reference))
         truth = 0.04 * -0.9 + 0.03 * 0.1
-        hits += not stats.paired_difference(scores.astype(float), reference.astype(float)).excludes(truth)
+        hits += not scoring.paired_difference(scores.astype(float), reference.astype(float)).excludes(truth)
     assert 0.93 <= hits / 1000 <= 0.98
 
 
@@ -258,9 +258,9 @@ def test_pairing_sees_what_two_loose_accuracies_do_not():
     reference = (random.random((1, 2000)) < 0.9).astype(float)
     scores = reference.copy()
     scores[0, np.flatnonzero(reference[0])[:30]] = 0
-    paired = stats.paired_difference(scores, reference)
+    paired = scoring.paired_difference(scores, reference)
     assert paired.excludes(0.0)
-    loose_one, loose_other = stats.mean_score(scores), stats.mean_score(reference)
+    loose_one, loose_other = scoring.mean_score(scores), scoring.mean_score(reference)
     assert loose_one.high > loose_other.low
 
 
@@ -269,15 +269,15 @@ def test_seeds_widen_the_interval_of_a_score():
     alike = (random.random((1, 400)) < 0.8).astype(float).repeat(3, axis=0)
     apart = np.stack([(random.random(400) < share) for share in (0.6, 0.8, 1.0)]).astype(float)
     assert (
-        stats.mean_score(apart).high - stats.mean_score(apart).low
-        > stats.mean_score(alike).high - stats.mean_score(alike).low
+        scoring.mean_score(apart).high - scoring.mean_score(apart).low
+        > scoring.mean_score(alike).high - scoring.mean_score(alike).low
     )
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 8])
 def test_answers_that_are_all_alike_leave_doubt(seeds: int):
     right = np.ones((seeds, 300))
-    score, moved = stats.mean_score(right), stats.paired_difference(right, right)
+    score, moved = scoring.mean_score(right), scoring.paired_difference(right, right)
     assert score.low < score.value == score.high == 1.0
     assert moved.low < moved.value == 0.0 < moved.high
     assert moved.high - moved.low < 0.03
@@ -290,7 +290,7 @@ def test_differences_of_several_seeds_cover_the_truth():
         reference = random.random((8, 400)) < 0.98
         scores = np.where(random.random((8, 400)) < 0.005, ~reference, reference)
         truth = -0.005 * 0.98 + 0.005 * 0.02
-        hits += not stats.paired_difference(scores.astype(float), reference.astype(float)).excludes(truth)
+        hits += not scoring.paired_difference(scores.astype(float), reference.astype(float)).excludes(truth)
     assert hits / 500 >= 0.93
 
 
@@ -305,7 +305,7 @@ def test_scores_of_several_seeds_cover_the_truth(seeds: int, apart: float):
         easy = random.choice(hard, 300)  # examples that are more or less often answered rightly
         shift = random.normal(0, apart, (seeds, 1))
         scores = random.random((seeds, 300)) < np.clip(0.8 + 0.4 * (easy - hard.mean()) + shift, 0, 1)
-        found = stats.mean_score(scores.astype(float))
+        found = scoring.mean_score(scores.astype(float))
         covered += not found.excludes(0.8)
         widths.append(found.high - found.low)
     assert covered / 400 >= 0.93
@@ -316,7 +316,7 @@ def test_scores_of_several_seeds_cover_the_truth(seeds: int, apart: float):
 @given(st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=2, max_size=9), st.just(0.0) | st.floats(1e-9, 0.5))
 def test_joined_means_are_as_wide_as_their_parts_and_their_scatter(values: list[float], reach: float):
     parts = [Interval(value, value - reach, value + reach, 0.95, 100, "") for value in values]
-    joined = stats.joined_means(parts, values)
+    joined = scoring.joined_means(parts, values)
     assert joined.value == pytest.approx(np.mean(values))
     scatter = np.std(values, ddof=1) / math.sqrt(len(values))
     assert joined.high - joined.value >= max(reach, stats.student(0.975, len(values) - 1) * scatter) * (1 - 1e-9)
@@ -325,7 +325,7 @@ def test_joined_means_are_as_wide_as_their_parts_and_their_scatter(values: list[
 
 def test_one_seed_is_none_to_join():
     with pytest.raises(ValueError, match="at least 2"):
-        stats.joined_means([Interval(0.0, -1.0, 1.0, 0.95, 100, "")], [0.0])
+        scoring.joined_means([Interval(0.0, -1.0, 1.0, 0.95, 100, "")], [0.0])
 
 
 def test_a_verdict_needs_the_whole_interval_beyond_the_tolerance():
@@ -401,11 +401,11 @@ def test_scores_know_no_order_of_examples_and_mirror_with_hits_and_misses(table:
     order = list(range(table.shape[1]))
     random.shuffle(order)
     for hits in (table, table[:1]):
-        one, mixed, misses = (stats.mean_score(item) for item in (hits, hits[:, order], 1 - hits))
+        one, mixed, misses = (scoring.mean_score(item) for item in (hits, hits[:, order], 1 - hits))
         assert shown(mixed) == pytest.approx(shown(one))
         assert shown(misses) == pytest.approx((1 - one.value, 1 - one.high, 1 - one.low))
-        moved = stats.paired_difference(hits[:, order], (1 - hits)[:, order])
-        assert shown(moved) == pytest.approx(shown(stats.paired_difference(hits, 1 - hits)))
+        moved = scoring.paired_difference(hits[:, order], (1 - hits)[:, order])
+        assert shown(moved) == pytest.approx(shown(scoring.paired_difference(hits, 1 - hits)))
 
 
 @given(st.floats(1e-3, 1e4), st.floats(1e-6, 10), st.floats(0.05, 0.9), st.sampled_from([2.0, 1024.0]))
@@ -427,4 +427,4 @@ def test_fewer_launches_than_an_interval_needs_decide_nothing(mean: float, error
 
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing"):
-        stats.wilson(0, 0)
+        scoring.wilson(0, 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from leanmark import hits, stats
+from leanmark import hits, scoring, stats
 from leanmark.results import FRACTIONS, Claim, Interval, Result, Role, Run, Status
 from leanmark.rules import fits
 
@@ -156,7 +156,7 @@ def _gain(result: Result, other: Result) -> Interval | None:
     ):
         return None
     try:
-        return stats.paired_difference(hits.unpack_all(own.hits), hits.unpack_all(theirs.hits))
+        return scoring.paired_difference(hits.unpack_all(own.hits), hits.unpack_all(theirs.hits))
     except (ValueError, IndexError):  # of a document that holds none, or was damaged
         return None
 

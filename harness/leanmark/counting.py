@@ -37,9 +37,9 @@ def macs(model: TorchModel, inputs: Mapping[str, Array]) -> int:
         rows = arguments[0].numel() // layer.in_features
         spared[0] += rows * (layer.in_features * layer.out_features - layer.nonzero)
 
-    # The counter takes a product with a sparse matrix for one with a dense one.
     with torch.inference_mode():
         model.module(*one)  # what is put together once belongs to no inference
+    # The counter takes a product with a sparse matrix for one with a dense one.
     sparse = [part for part in model.module.modules() if type(part).__name__ == "SparseLinear"]
     hooks = [part.register_forward_hook(spare) for part in sparse]
     # The counter does not know the CPU's fused attention; as matrix products it counts.

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from leanmark import stats
+from leanmark import scoring, stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.errors import InvalidInput
@@ -191,7 +191,7 @@ class Tally:
 
     def share(self, count: int) -> Interval:
         """A part of the comparisons with its Wilson interval."""
-        return stats.wilson(count, self.count)
+        return scoring.wilson(count, self.count)
 
 
 def tally(samples: Iterator[list[Array]], slowdown: float, tolerance: float, shift: float = 0.0) -> Tally:

@@ -4,7 +4,7 @@ from datetime import date
 
 import numpy as np
 
-from leanmark import hits, stats
+from leanmark import hits, scoring, stats
 from leanmark.judge.gate import judge
 from leanmark.judge.opponents import Stored
 from leanmark.judgement import Change, Judgement
@@ -43,7 +43,7 @@ def cell(name: str = NAME, role: Role = Role.VARIANT) -> Cell:
 def quality(right: int, of: int = 1000, *, metric: str = "accuracy", examples: str = "e") -> Quality:
     scores = np.zeros(of)
     scores[:right] = 1
-    return Quality(metric, stats.wilson(right, of), (right / of,), None, None, examples, (hits.pack(scores),))
+    return Quality(metric, scoring.wilson(right, of), (right / of,), None, None, examples, (hits.pack(scores),))
 
 
 def timing(median: float) -> Timing:

@@ -31,7 +31,7 @@ def test_weights_are_one_bit_each(make, tmp_path: Path):
         assert np.unique(array).size == 2
     found = evidence("quantize.binary", model, tmp_path)
     assert found.effective, found.reason
-    assert 1 <= found.facts["bits_per_weight"] < 1.1
+    assert 1 <= found.facts["bits_per_binary_weight"] < 1.1
 
 
 def test_it_learns_what_rounding_at_once_does_not():

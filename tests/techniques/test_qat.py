@@ -102,7 +102,9 @@ class Untraceable(nn.Module):
 
 def test_models_that_cannot_be_trained_so_say_why():
     other = resnet()
-    setattr(other.module.get_submodule("norm"), "eps", 1e-3)  # noqa: B010 - a Module to the type checker
+    norm = other.module.get_submodule("norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.eps = 1e-3
     with pytest.raises(NotApplicable, match="epsilon"):
         apply("quantize.qat", other, CONTEXT)
     with pytest.raises(PreparationError, match="cannot trace this model"):

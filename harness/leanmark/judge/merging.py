@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from leanmark import hits, stats
+from leanmark import hits, scoring
 from leanmark.errors import InvalidInput
 from leanmark.results import Cell, Footprint, Interval, Quality, Result, Role, Run, Status
 
@@ -158,15 +158,15 @@ def _quality(own: Sequence[Quality], reference: Sequence[Quality]) -> Quality:
     difference: Interval | None = None
     if len(packed) == len(by_seed):
         scores = hits.unpack_all(packed)
-        score = stats.mean_score(scores)
+        score = scoring.mean_score(scores)
         if len(known) == len(packed):
-            difference = stats.paired_difference(scores, hits.unpack_all(known))
+            difference = scoring.paired_difference(scores, hits.unpack_all(known))
     else:
-        score = stats.joined_means([item.score for item in own], by_seed)
+        score = scoring.joined_means([item.score for item in own], by_seed)
         before = tuple(value for item in reference for value in item.by_seed)
         if len(differences) == len(own) and len(before) == len(by_seed):
             gaps = [one - other for one, other in zip(by_seed, before, strict=True)]
-            difference = stats.joined_means(differences, gaps)
+            difference = scoring.joined_means(differences, gaps)
     if not all(part is None or part.is_finite for part in (score, difference)):
         raise InvalidInput(f"{first.metric} has no finite interval on so few examples")
     moved = [(item.answers_changed, len(item.by_seed)) for item in own if item.answers_changed is not None]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from leanmark import deciding, hits, stats
+from leanmark import deciding, hits, scoring, stats
 from leanmark.errors import InvalidInput
 from leanmark.judge.opponents import Opponent, decision_level
 from leanmark.judgement import Basis, Change, Unjudged
@@ -130,7 +130,7 @@ def _difference(
     if alike and len(after.hits) == len(then.hits) > 0:
         try:
             own, other = (hits.unpack_all(item.hits) for item in (after, then))
-            return Basis.ANSWERS, stats.paired_difference(own, other), 0.0 if after.hits == then.hits else None
+            return Basis.ANSWERS, scoring.paired_difference(own, other), 0.0 if after.hits == then.hits else None
         except ValueError:  # a document that was edited: what it says of its scores is what is left
             pass
     reach = math.hypot(after.score.high - after.score.low, then.score.high - then.score.low) / 2

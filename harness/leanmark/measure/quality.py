@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanmark import hits, stats
+from leanmark import hits, scoring, stats
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.jsonable import from_json
@@ -183,12 +183,12 @@ def assess(metric: str, own: Sequence[Answers], reference: Sequence[Answers] | N
         score, by_seed, difference = _bootstrapped(own, reference)
     else:
         scores = np.stack([_scores(metric, a, b) for a, b in zip(own, against, strict=True)])
-        score, by_seed = stats.mean_score(scores), tuple(float(row.mean()) for row in scores)
+        score, by_seed = scoring.mean_score(scores), tuple(float(row.mean()) for row in scores)
         if np.isin(scores, (0, 1)).all():
             packed = tuple(hits.pack(row) for row in scores)
         if reference is not None:
             theirs = np.stack([_scores(metric, b, b) for b in reference])
-            difference = stats.paired_difference(scores, theirs)
+            difference = scoring.paired_difference(scores, theirs)
     moved = None
     if reference is not None:
         moved = float(np.mean([changed(a, b).mean() for a, b in zip(own, reference, strict=True)]))
@@ -209,7 +209,7 @@ def compare(
     own, other = (
         np.stack([_scores(metric, a, b) for a, b in zip(side, against, strict=True)]) for side in (head, base)
     )
-    return stats.paired_difference(own, other), moved
+    return scoring.paired_difference(own, other), moved
 
 
 def _scores(metric: str, answers: Answers, reference: Answers) -> Array:

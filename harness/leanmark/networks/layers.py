@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -89,7 +90,7 @@ class SelfAttention(nn.Module):
         return self.out((weights @ value).transpose(1, 2).reshape(count, length, self.heads * self.head_width))
 
 
-class _Assembled(nn.Module):
+class _Assembled(nn.Module, ABC):
     """A layer whose matrix is put together from its parameters: in each call while it is trained, else once."""
 
     def __init__(self) -> None:
@@ -98,15 +99,16 @@ class _Assembled(nn.Module):
         self._made_of: tuple[tuple[int, int], ...] = ()
         self.register_load_state_dict_post_hook(_forgetting)
 
+    @abstractmethod
     def assemble(self) -> Tensor:
         """The matrix as the parameters have it now."""
-        raise NotImplementedError
 
     def matrix(self) -> Tensor:
         """The matrix, of what is only asked put together once."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.assemble()
-        made_of = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in self.parameters(False))
+        own = [parameter for parameter in self._parameters.values() if parameter is not None]
+        made_of = tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in own)
         if self._matrix is None or made_of != self._made_of:
             self._matrix, self._made_of = self.assemble(), made_of
         return self._matrix

@@ -106,7 +106,7 @@ def claimed(figure: str, here: Interval | None, paper: float) -> Figure:
 
 def figure_name(figure: str, than: str) -> str:
     """What is compared: ``fewer weights``, ``better vs magnitude``."""
-    name = visible(figure, 40).replace("_", " ")
+    name = visible(figure, 40).replace("_", " ").replace("macs", "MACs")
     return f"{name} vs {visible(than, 100)}" if than else name
 
 

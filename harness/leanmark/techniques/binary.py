@@ -36,7 +36,7 @@ def one_bit_each(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
     facts: dict[str, Any] = {
         "binary_weights": count_elements({key: weights[key] for key in binary}),
         "weights": count_elements(weights),
-        "bits_per_weight": _bits(artifact, binary),
+        "bits_per_binary_weight": _bits(artifact, binary),
     }
     if not weights:
         return Evidence(name, False, facts, "the final artifact has no weight tensors")
@@ -45,14 +45,14 @@ def one_bit_each(artifact: Artifact, params: Mapping[str, Any]) -> Evidence:
         reason = f"'{left[0]}' holds {len(np.unique(weights[left[0]]))} distinct values: a later step moved them"
         return Evidence(name, False, facts, reason)
     facts["computed"] = "in floating point: bits are for storage only"
-    if facts["bits_per_weight"] is None or facts["bits_per_weight"] > 1.1:
+    if facts["bits_per_binary_weight"] is None or facts["bits_per_binary_weight"] > 1.1:
         return Evidence(name, False, facts, "the weights do not lie in the file as one bit each")
     if params.get("activations"):
-        facts["binary_activations"], left = _activations(artifact)
+        facts["binary_activations"], others = _activations(artifact)
         if not facts["binary_activations"]:
             return Evidence(name, False, facts, "no activation of the final artifact has one bit")
-        if left:
-            return Evidence(name, False, facts, f"{left} activations of the final artifact have more than one bit")
+        if others:
+            return Evidence(name, False, facts, f"{others} activations of the final artifact have more than one bit")
     return Evidence(name, True, facts)
 
 
