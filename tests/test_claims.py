@@ -122,6 +122,51 @@ def test_a_recipe_may_be_compared_with_another():
     assert worse.finding == "missed"
 
 
+def of_seeds(*losses: float) -> Run:
+    """A run of several seeds which lose so much, each of a reference that scores differently."""
+    made = run({"no_loss": 0.001}, loss=between(-0.0004, -0.002, 0.0012))
+    reference, variant = made.results
+    assert variant.quality is not None
+    before = tuple(0.98 + 0.001 * seed for seed in range(len(losses)))
+    own = tuple(one - loss for one, loss in zip(before, losses, strict=True))
+    results = (
+        replace(reference, quality=replace(variant.quality, by_seed=before, difference=None)),
+        replace(variant, quality=replace(variant.quality, by_seed=own)),
+    )
+    return replace(made, results=results)
+
+
+def test_no_loss_is_over_seeds_on_fixed_examples():
+    (found,) = beside(of_seeds(0.0003, 0.0005, 0.0002, 0.0006))
+    assert found.here is not None
+    assert (found.here.value, found.here.n, found.finding) == (pytest.approx(0.0004), 4, "reached")
+    # Student's interval of four losses: their mean and 3.18 standard errors.
+    assert found.here.high == pytest.approx(0.0004 + 3.182 * 0.0001826 / 2, rel=1e-3)
+    (found,) = beside(of_seeds(0.0003, 0.0005, 0.0002, 0.0036))
+    assert found.finding == "undecided"
+
+
+@pytest.mark.parametrize("losses", [(0.0004,), (0.0004, 0.0004, 0.0004)])
+def test_seeds_that_tell_nothing_leave_the_interval_over_examples(losses: tuple[float, ...]):
+    made = of_seeds(*losses)
+    if len(losses) > 1:  # exactly the same, without rounding
+        scored = made.results[1].quality
+        assert scored is not None
+        own = replace(made.results[1], quality=replace(scored, by_seed=(0.5,) * 3))
+        base = replace(made.results[0], quality=replace(scored, by_seed=(0.75,) * 3))
+        made = replace(made, results=(base, own))
+    (found,) = beside(made)
+    assert found.here is not None
+    assert (found.here.high, found.finding) == (0.002, "undecided")
+
+
+def test_what_is_compared_with_may_be_ineffective():
+    made = beside_another({"smaller": 2}, np.ones(10), np.ones(10))
+    lost = replace(made.results[2], status=Status.INEFFECTIVE, reason="a later step moved them")
+    (found,) = beside(replace(made, results=(*made.results[:2], lost)))
+    assert found.finding == "reached"
+
+
 def test_weights_are_compared_with_what_is_left_of_the_other():
     (found,) = beside(beside_another({"fewer_weights": 4}, np.ones(10), np.ones(10)))
     assert found.here is not None

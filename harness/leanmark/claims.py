@@ -17,6 +17,8 @@ from leanmark.rules import fits
 
 Finding = Literal["reached", "missed", "undecided", "no figure"]
 _MEASURED = (Status.OK, Status.NOISY)
+# What a cell is compared with may be ineffective: it runs, though a later step undid one of its techniques.
+_COMPARABLE = (*_MEASURED, Status.INEFFECTIVE)
 Estimator = Callable[[Result, Result], Interval | None]
 
 
@@ -54,9 +56,10 @@ def beside(run: Run) -> list[Beside]:
 def _compare(claim: Claim, result: Result, other: Result | None) -> Iterator[Beside]:
     for figure, paper in claim.figures.items():
         here, reason = None, ""
-        broken = next((item for item in (result, other) if item is not None and item.status not in _MEASURED), None)
-        if broken is not None:
-            reason = f"{'' if broken is result else broken.cell.recipe + ': '}{broken.status.value}: {broken.reason}"
+        if result.status not in _MEASURED:
+            reason = f"{result.status.value}: {result.reason}"
+        elif other is not None and other.status not in _COMPARABLE:
+            reason = f"{other.cell.recipe}: {other.status.value}: {other.reason}"
         elif figure not in FIGURES:  # a document may come from a newer leanmark, or from anybody
             reason = "this leanmark does not know the figure"
         elif other is not None:
@@ -162,9 +165,12 @@ def _gain(result: Result, other: Result) -> Interval | None:
 
 
 def _loss(result: Result, other: Result) -> Interval | None:
+    """The other's score minus the result's: over seeds, the test examples fixed; of one seed over the examples."""
     gain = _gain(result, other)
-    if gain is None:
-        return None
+    if gain is None or result.quality is None or other.quality is None:
+        return gain
+    by_seed = (result.quality.by_seed, other.quality.by_seed)
+    gain = scoring.difference_over_seeds(*by_seed, gain.level) or gain
     return Interval(-gain.value, -gain.high, -gain.low, gain.level, gain.n, gain.method)
 
 

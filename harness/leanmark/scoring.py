@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from leanmark import stats
 from leanmark.arrays import Array
@@ -81,6 +82,17 @@ def joined_means(parts: Sequence[Interval], by_seed: Sequence[float], level: flo
     of_seeds = (float(values.var(ddof=1)) / values.size, values.size - 1)
     value, reach = float(values.mean()), _reach([of_examples, of_seeds], level)
     return Interval(value, value - reach, value + reach, level, parts[0].n, "Student over seeds, by their intervals")
+
+
+def difference_over_seeds(scores: Sequence[float], reference: Sequence[float], level: float) -> Interval | None:
+    """Mean of the scores of several seeds minus that of a reference's, seed by seed, on examples that stay as they are.
+
+    What it says holds for other seeds on these examples, not for other examples. None where seeds tell nothing apart.
+    """
+    moved = np.array(scores, dtype=np.float64) - np.array(reference) if len(scores) == len(reference) else np.zeros(0)
+    if len(moved) < 2 or float(np.ptp(moved)) == 0:
+        return None
+    return replace(stats.student_mean(moved, level), method="Student over seeds, paired, test examples fixed")
 
 
 def paired_difference(scores: Array, reference: Array, level: float = stats.LEVEL) -> Interval:
