@@ -240,8 +240,9 @@ def test_a_suite_declares_them(tmp_path: Path):
     from leanmark.planned import Options, plan_suite
 
     path.write_text(SUITE.replace("CLAIM", "{cell: '*/hlaf/*', source: B 1990, smaller: 4}"))
-    with pytest.raises(InvalidInput, match="fit no cell"):
+    with pytest.raises(InvalidInput, match="fit no cell") as caught:
         plan_suite(str(path), Options())
+    assert str(caught.value.where).rpartition("/")[2].startswith(f"s.yaml:{path.read_text().count(chr(10))}:")
     path.write_text(SUITE.replace("CLAIM", "{cell: '*/half/*', source: B 1990, than: fp23, smaller: 4}"))
     with pytest.raises(InvalidInput, match=r"'fp23', which is no recipe(.|\n)*Did you mean 'fp32'"):
         plan_suite(str(path), Options())

@@ -181,20 +181,13 @@ def plan_suite(name: str, options: Options) -> Planned:
         seeds=options.seeds or suite.seeds,
     )
     whole = make_plan(suite, supported)
-    patterns = dict.fromkeys(suite.rules.cells, "gate's limits")
-    patterns |= {claim.cell: "published figures" for claim in suite.claims}
-    for pattern, what in patterns.items():
-        if not any(fits(cell.id, pattern) for cell in whole.cells):
+    for pattern in suite.patterns:
+        if not any(fits(cell.id, pattern.cells) for cell in whole.cells):
             raise InvalidInput(
-                f"the {what} for '{pattern}' fit no cell",
-                where=suite.file,
+                f"the {pattern.of} for '{pattern.cells}' fit no cell",
+                where=pattern.where,
                 do="`leanmark plan` lists the cells.",
             )
-    missing = {claim.than for claim in suite.claims if claim.than} - {cell.recipe for cell in whole.cells}
-    if missing:
-        known = dict.fromkeys(cell.recipe for cell in whole.cells)
-        do = did_you_mean(name := min(missing), known)
-        raise InvalidInput(f"published figures are compared with '{name}', which is no recipe", where=suite.file, do=do)
     plan = whole.select(options.only)
     store = Store(default_store(), project_of(suite.folder))
     beside = options.base is not None

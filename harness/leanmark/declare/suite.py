@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from pydantic import ValidationError
 from leanmark import modules, registry
 from leanmark.declare.document import Document, Location, parse
 from leanmark.declare.limits import make_rules
-from leanmark.declare.recipes import Placed, Recipe, check_chain, check_size, check_unique, unfold_recipes
+from leanmark.declare.recipes import (
+    EAGER,
+    REFERENCE,
+    Placed,
+    Recipe,
+    check_chain,
+    check_size,
+    check_unique,
+    unfold_recipes,
+)
 from leanmark.declare.schema import (
     IMPORT_PATTERN,
     BatchSweep,
@@ -29,11 +38,20 @@ from leanmark.declare.schema import (
     WorkloadOptions,
     explain,
 )
-from leanmark.errors import InvalidInput, did_you_mean
+from leanmark.errors import InvalidInput, Position, did_you_mean
 from leanmark.registry import Workload
 from leanmark.results import Claim, Target
 from leanmark.rules import Rules
 from leanmark.techniques import training
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern of cells' ids that a suite names: of what, and where it stands."""
+
+    cells: str
+    of: str
+    where: Position
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ class Suite:
     launches: int
     rules: Rules = field(default_factory=Rules)
     claims: tuple[Claim, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     plugins: tuple[str, ...] = ()
     controls: bool = True
 
@@ -96,7 +115,8 @@ def load(path: Path) -> Suite:
         budget_seconds=declared.measure.budget,
         launches=declared.measure.launches,
         rules=make_rules(declared.gate, document),
-        claims=tuple(_claims(declared, document)),
+        claims=tuple(_claims(declared, document, [recipe.name for recipe, _ in recipes])),
+        patterns=tuple(_patterns(declared, document)),
         plugins=tuple(declared.plugins),
         controls=declared.controls,
     )
@@ -224,7 +244,15 @@ def _check_import(reference: str, location: Location, document: Document, folder
             )
 
 
-def _claims(declared: SuiteDeclaration, document: Document) -> Iterator[Claim]:
+def _patterns(declared: SuiteDeclaration, document: Document) -> Iterator[Pattern]:
+    for pattern in declared.gate.cells:
+        yield Pattern(pattern, "gate's limits", document.position(("gate", "cells", pattern), key=True))
+    for index, entry in enumerate(declared.claims):
+        yield Pattern(entry.cell, "published figures", document.position(("claims", index, "cell")))
+
+
+def _claims(declared: SuiteDeclaration, document: Document, recipes: Sequence[str]) -> Iterator[Claim]:
+    known = (REFERENCE, EAGER, *recipes)
     for index, entry in enumerate(declared.claims):
         figures = {
             name: value
@@ -242,6 +270,12 @@ def _claims(declared: SuiteDeclaration, document: Document) -> Iterator[Claim]:
                 "an error is no comparison",
                 where=document.position(("claims", index)),
                 do="Leave `than` out, or say `better`.",
+            )
+        if entry.than and entry.than not in known:
+            raise InvalidInput(
+                f"published figures are compared with '{entry.than}', which is no recipe",
+                where=document.position(("claims", index, "than")),
+                do=did_you_mean(entry.than, known),
             )
         yield Claim(entry.cell, entry.source, figures, entry.than)
 
