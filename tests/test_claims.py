@@ -148,16 +148,16 @@ def test_no_loss_is_over_seeds_on_fixed_examples():
 
 @pytest.mark.parametrize("losses", [(0.0004,), (0.0004, 0.0004, 0.0004)])
 def test_seeds_that_tell_nothing_leave_the_interval_over_examples(losses: tuple[float, ...]):
-    made = of_seeds(*losses)
-    if len(losses) > 1:  # exactly the same, without rounding
-        scored = made.results[1].quality
-        assert scored is not None
-        own = replace(made.results[1], quality=replace(scored, by_seed=(0.5,) * 3))
-        base = replace(made.results[0], quality=replace(scored, by_seed=(0.75,) * 3))
-        made = replace(made, results=(base, own))
-    (found,) = beside(made)
+    (found,) = beside(of_seeds(*losses))
     assert found.here is not None
     assert (found.here.high, found.finding) == (0.002, "undecided")
+
+
+def test_a_loss_is_one_though_the_reference_has_no_scores():
+    made = of_seeds(0.0003, 0.0005)
+    (found,) = beside(replace(made, results=(replace(made.results[0], quality=None), made.results[1])))
+    assert found.here is not None
+    assert (found.here.low, found.here.high) == (-0.0012, 0.002)
 
 
 def test_what_is_compared_with_may_be_ineffective():

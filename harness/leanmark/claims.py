@@ -167,10 +167,10 @@ def _gain(result: Result, other: Result) -> Interval | None:
 def _loss(result: Result, other: Result) -> Interval | None:
     """The other's score minus the result's: over seeds, the test examples fixed; of one seed over the examples."""
     gain = _gain(result, other)
-    if gain is None or result.quality is None or other.quality is None:
-        return gain
-    by_seed = (result.quality.by_seed, other.quality.by_seed)
-    gain = scoring.difference_over_seeds(*by_seed, gain.level) or gain
+    if gain is None:
+        return None
+    own, theirs = (() if item.quality is None else item.quality.by_seed for item in (result, other))
+    gain = scoring.difference_over_seeds(own, theirs, gain.level) or gain
     return Interval(-gain.value, -gain.high, -gain.low, gain.level, gain.n, gain.method)
 
 

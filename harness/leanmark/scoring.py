@@ -11,6 +11,9 @@ from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.results import Interval
 
+# Scores are means of at most some millions of examples: differences below this are of rounding, not of an answer.
+_ROUNDING = 1e-9
+
 
 def wilson(successes: float, count: int, level: float = stats.LEVEL) -> Interval:
     """A proportion with its score interval (Wilson 1927). Raises ValueError without a single trial."""
@@ -87,10 +90,13 @@ def joined_means(parts: Sequence[Interval], by_seed: Sequence[float], level: flo
 def difference_over_seeds(scores: Sequence[float], reference: Sequence[float], level: float) -> Interval | None:
     """Mean of the scores of several seeds minus that of a reference's, seed by seed, on examples that stay as they are.
 
-    What it says holds for other seeds on these examples, not for other examples. None where seeds tell nothing apart.
+    What it says holds for other seeds on these examples, not for other examples. None where the seeds are not the same,
+    fewer than two, or differ by no more than rounding.
     """
-    moved = np.array(scores, dtype=np.float64) - np.array(reference) if len(scores) == len(reference) else np.zeros(0)
-    if len(moved) < 2 or float(np.ptp(moved)) == 0:
+    if len(scores) != len(reference) or len(scores) < 2:
+        return None
+    moved = np.array(scores, dtype=np.float64) - np.array(reference)
+    if float(np.ptp(moved)) <= _ROUNDING:
         return None
     return replace(stats.student_mean(moved, level), method="Student over seeds, paired, test examples fixed")
 
