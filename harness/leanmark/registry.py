@@ -73,7 +73,8 @@ class Workload:
     training; None means that `model` returns its weights. `onnx` and `inputs`
     are paths of a model that exists as a file only. `needs` are the data sets that
     must have been fetched. `epoch_seconds` is about how long an epoch of training takes
-    on one core, for estimates.
+    on one core, for estimates. `initial` names a function that gives entries of the model's state, arrays by name,
+    with which training begins, or which are all there is: published weights, features that are known.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Workload:
     inputs: str | None = None
     needs: tuple[str, ...] = ()
     epoch_seconds: float = 3.0
+    initial: str | None = None
 
     @property
     def stage(self) -> type[Stage]:

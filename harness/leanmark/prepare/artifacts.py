@@ -270,6 +270,7 @@ def make_keys(
         _versions(("torch", "numpy", "safetensors")),
         _machine(),
         *(() if origin is None else (origin.weights, origin.structure)),
+        *(() if workload.initial is None else (workload.initial, _source_of(workload.initial))),
     )
     found: list[str] = []
     for spec in steps:

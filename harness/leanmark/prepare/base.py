@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leanmark import modules
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.registry import Workload
 from leanmark.stages import Context, Program, TorchModel, build
@@ -18,9 +20,25 @@ def make_base(workload: Workload, context: Context) -> TorchModel | Program:
     seed_generators(context.seed)
     config = dict(workload.config or {})
     model = TorchModel(build(workload.model, config), workload.model, config)
+    if workload.initial is not None:
+        _begin_with(model, workload.initial)
     if workload.train is not None:
         _train(model, dict(workload.train), context)
     return model.with_module(model.module)
+
+
+def _begin_with(model: TorchModel, initial: str) -> None:
+    """Put what a function gives into the model's state; what it does not name stays as it was built."""
+    import numpy as np
+    import torch
+
+    found: Mapping[str, Any] = modules.resolve(initial)()
+    state = model.module.state_dict()
+    for name, array in found.items():
+        if name not in state or tuple(state[name].shape) != array.shape:
+            raise PreparationError(f"'{initial}' gives {name} {list(array.shape)}, which the model does not have")
+        state[name] = torch.from_numpy(np.array(array, order="C"))
+    model.module.load_state_dict(state, strict=True)
 
 
 def seed_generators(seed: int) -> None:
