@@ -70,7 +70,8 @@ class Sign(nn.Module):
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, in plain layers, with any number of heads.
 
-    Takes (N, length, width), gives the same shape. Its heads need not fill the width.
+    Takes (N, length, width), gives the same shape. Its heads need not fill the width. `bias`, if given, is added to the
+    scores (N, heads, length, length) before the softmax: a large negative one hides a token.
     Source: Vaswani et al. 2017, Attention Is All You Need.
     """
 
@@ -81,12 +82,13 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
         self.out = nn.Linear(inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         count, length, _ = x.shape
         parts = (layer(x).reshape(count, length, self.heads, self.head_width).transpose(1, 2)
                  for layer in (self.query, self.key, self.value))  # fmt: skip
         query, key, value = parts
-        weights = torch.softmax(query @ key.transpose(2, 3) / self.head_width**0.5, dim=3)
+        scores = query @ key.transpose(2, 3) / self.head_width**0.5
+        weights = torch.softmax(scores if bias is None else scores + bias, dim=3)
         return self.out((weights @ value).transpose(1, 2).reshape(count, length, self.heads * self.head_width))
 
 

