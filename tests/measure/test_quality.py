@@ -60,6 +60,13 @@ def test_values_agree_within_a_tolerance():
     assert changed(far, values).sum() == 50
 
 
+def test_embeddings_change_although_their_largest_number_stays_where_it_is():
+    ratings = RANDOM.random((200, 201), dtype=np.float32)
+    embeddings, moved = Answers((LOGITS,), ratings), Answers((LOGITS * 1.01,), ratings)
+    assert changed(embeddings, embeddings).sum() == 0
+    assert changed(moved, embeddings).sum() == 200
+
+
 def test_answers_that_are_no_numbers_differ_from_everything():
     broken = LOGITS.copy()
     broken[3] = np.nan

@@ -33,12 +33,16 @@ def test_model_takes_the_data(workload: Workload) -> None:
     for name in workload.needs:
         if not get_data_set(name).is_here():
             pytest.skip(f"`leanmark fetch {name}` has not been run")
+    if workload.name == "minilm-l6":
+        pytest.importorskip("tokenizers")
     assert workload.model is not None
     assert workload.config is not None
     test = load(workload)["test"].head(4)
     assert test.targets is not None
     with torch.no_grad():
         answers = build(workload.model, workload.config)(*(torch.from_numpy(array) for array in test.inputs.values()))
-    assert answers.shape == (4, 5 if workload.name == "frame-mlp" else 10)
+    assert answers.shape == (4, {"frame-mlp": 5, "minilm-l6": 384}.get(workload.name, 10))
+    if ":" in workload.metric:  # its own, of targets that are no classes
+        return
     assert test.targets.min() >= 0
     assert test.targets.max() < answers.shape[1]

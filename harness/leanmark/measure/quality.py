@@ -145,11 +145,16 @@ def agreement(answers: Answers, reference: Answers) -> Array:
 
 
 def changed(answers: Answers, reference: Answers) -> Array:
-    """1 where the answer differs: another class, or another output beyond 1e-4 relatively."""
+    """1 where the answer differs: another class, or another output beyond 1e-4 relatively.
+
+    Outputs are scores of classes where each example has one target, or one for each of them; else they are values, as
+    embeddings are.
+    """
     a, b = answers.outputs[0], reference.outputs[0]
     if a.shape != b.shape:
         return np.ones(len(a))
-    if a.ndim == 2 and a.shape[1] > 1:
+    of_classes = answers.targets is None or answers.targets.ndim == 1 or answers.targets.shape == a.shape
+    if of_classes and a.ndim == 2 and a.shape[1] > 1:
         return (_choices(answers) != _choices(reference)).astype(np.float64)
     rows = len(a)
     distance = np.abs(a.reshape(rows, -1).astype(np.float64) - b.reshape(rows, -1).astype(np.float64)).max(axis=1)

@@ -15,7 +15,7 @@ from typing import Any
 
 from leanmark import counting, effort, registry
 from leanmark.arrays import numpy as np
-from leanmark.errors import InvalidInput, PreparationError
+from leanmark.errors import InvalidInput, NotApplicable, PreparationError
 from leanmark.host import peak_rss_bytes
 from leanmark.jsonable import from_json, to_json
 from leanmark.prepare import origins
@@ -276,6 +276,8 @@ class _Splits:
         for candidate in (name, *_STAND_INS.get(name, ())):
             if candidate in known:
                 return split_store.open_split(self.root, candidate)
+        if name == "train":
+            raise NotApplicable(f"there are no examples to train with: '{self.source}' gives no train split")
         raise PreparationError(
             f"'{self.source}' gives no {name} split",
             do=f"Let it return {' or '.join((name, *_STAND_INS.get(name, ())))}; test data never reach a step.",
