@@ -7,11 +7,12 @@ import pytest
 
 from leanmark import registry
 from leanmark.declare.suite import load
+from leanmark.errors import NotApplicable
 from leanmark.jobs import Done, Job, Preloaded, run_jobs
 from leanmark.jsonable import from_json
 from leanmark.planned import builtin_suites
 from leanmark.prepare.artifacts import Store, make_keys
-from leanmark.prepare.recipe import Prepared, Trial, from_store, trial_message
+from leanmark.prepare.recipe import Prepared, Trial, from_store, prepare, trial_message
 from leanmark.results import Status, StepSpec
 from leanmark.stages import Program
 
@@ -137,3 +138,18 @@ def test_weights_beside_an_onnx_file_count(tmp_path: Path):
 
     assert key(1.0) == key(1.0)
     assert key(1.0) != key(2.0)
+
+
+def test_what_trains_does_not_apply_where_there_is_nothing_to_train_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "published.py").write_text(
+        "from leanmark.workloads import fashion_mnist\n"
+        "def splits():\n"
+        "    return {name: split for name, split in fashion_mnist.splits().items() if name != 'train'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    workload = replace(registry.get_workload("lenet-300-100"), train=None, data="published:splits")
+    tuned = registry.get_step("train.finetune").validate({"epochs": 1})
+    with pytest.raises(NotApplicable, match="'published:splits' gives no train split"):
+        prepare(Trial(workload, (tuned,), 0), Store(tmp_path / "store"), lambda *_: None)
