@@ -15,8 +15,10 @@ from torch.nn import functional
 from leanmark.arrays import Array
 from leanmark.networks.layers import SelfAttention
 
-# What is added to a score to hide padding; BERT's own, which float16 can hold too.
-_HIDDEN = -10_000.0
+# What is added to a score to hide padding. The published weights give padding scores up to 17.5 above those of tokens,
+# so what is left of it is below e-82. BERT's own -10,000 gives the same answers, but widens the range that static
+# quantization sees until no score is told from another: Pearson .30 instead of .57 (fp32: .65) on Lee's documents.
+_HIDDEN = -100.0
 _EPSILON = 1e-12  # of every layer norm, as published
 
 
