@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from leanmark.assembly import control_warnings, device_warnings, machine_warnings
+from leanmark.assembly import Findings, control_warnings, device_warnings, machine_warnings
 from leanmark.measure.launches import Launch, LaunchFacts
 from leanmark.results import Cell, Device, OnDevice, Result, Role, Status, StepSpec, Target
 
@@ -39,7 +39,7 @@ SAME, SLOWER = control("same", 1.0), control("slower-3", 1.03)
 
 
 def said(results: list[Result], **ratios: float) -> tuple[str, ...]:
-    return control_warnings(results, {f"net/{TARGET.id}": launches(**ratios)}, 0.02)
+    return control_warnings(results, Findings(launches={f"net/{TARGET.id}": launches(**ratios)}), 0.02)
 
 
 def test_controls_that_read_what_they_are_say_nothing():

@@ -15,14 +15,15 @@ PACKAGE = Path(leanmark.__file__).parent
 # A module may import modules of its own layer or of lower ones.
 LAYERS = [
     {"errors", "progress", "host", "arrays", "modules", "jsonable"},
-    {"rules"},
+    {"rules", "traffic"},
     {"results", "stats", "deciding", "frame"},
     {"judgement", "hits", "claims", "scoring"},
     {"entropy", "codecs", "structure", "channel", "copies"},
+    {"onnx_files"},
     {"stages"},
     {"graphs", "weights", "counting", "registry", "processes"},
     {"jobs", "effort"},
-    {"techniques", "workloads", "networks", "runtimes", "openvino_runtime"},
+    {"techniques", "workloads", "networks", "runtimes", "openvino_runtime", "serving"},
     {"declare", "prepare", "measure", "judge", "publish"},
     {"planned", "assembly", "power"},
     {"preparing", "inspecting", "measuring"},
@@ -102,7 +103,7 @@ def test_judging_documents_imports_no_torch(tmp_path: Path):
 
 def test_a_measuring_process_imports_only_what_it_runs():
     program = (
-        "import sys\nimport leanmark.measure.worker, leanmark.registry, leanmark.stages\n"
+        "import sys\nimport leanmark.measure.worker, leanmark.registry, leanmark.stages, leanmark.serving.process\n"
         "from leanmark.workloads.split_store import open_split\nleanmark.registry.load_builtins()\n"
         "heavy = {'torch', 'onnxruntime', 'onnx', 'pandas', 'altair', 'scipy', 'pydantic', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from leanmark import registry, stats
 from leanmark.declare.plan import Plan
+from leanmark.measure import rounds
 from leanmark.measure.launches import Launch, LaunchFacts, compare, timing
+from leanmark.measure.rounds import BlockServed
 from leanmark.prepare.recipe import Prepared
 from leanmark.results import (
     Cell,
     ColdStart,
     Comparison,
     Energy,
+    Evidence,
     Interval,
     OnDevice,
     Quality,
@@ -22,6 +25,7 @@ from leanmark.results import (
     Role,
     Status,
 )
+from leanmark.traffic import Served
 
 # Where the host takes more of the processors' time than this, a run says so.
 _MUCH_STEAL = 0.1
@@ -48,6 +52,7 @@ class Findings:
     prepared: Mapping[str, tuple[Prepared, ...]] = field(default_factory=dict[str, "tuple[Prepared, ...]"])
     inspected: Mapping[str, Inspected] = field(default_factory=dict[str, Inspected])
     launches: Mapping[str, Sequence[Launch]] = field(default_factory=dict[str, "Sequence[Launch]"])
+    services: Mapping[str, BlockServed] = field(default_factory=dict[str, BlockServed])
     # Of a run beside a base: which cells were compared with it, or why they needed not to be.
     compared: Mapping[str, Comparison] = field(default_factory=dict[str, Comparison])
 
@@ -86,51 +91,81 @@ def _result(cell: Cell, block: Sequence[Cell], findings: Findings) -> Result:
         evidence=first.final.evidence,
         timing=timing(launches, cell.id),
     )
+    if cell.target.traffic is not None:
+        result = _with_service(result, first, findings.services.get(cell.block, BlockServed()))
     if not findings.compared:  # beside another version nothing is measured beside its reference
-        result = _with_ratios(result, block, launches)
+        result = _with_ratios(result, block, findings)
     status, reason = _status(result, block, findings)
     return replace(result, status=status, reason=reason)
 
 
-def _with_ratios(result: Result, block: Sequence[Cell], launches: Sequence[Launch]) -> Result:
+def _with_service(result: Result, prepared: Prepared, found: BlockServed) -> Result:
+    """What a service did, and its steps' evidence by that."""
+    cell = result.cell
+    assert cell.target.traffic is not None
+    facts = {name: value for item in prepared.final.evidence for name, value in item.facts.items()}
+    instances, longest = int(facts.get("instances") or 1), int(facts.get("longest") or 0)
+    did = rounds.served(found, cell.id, cell.target.traffic, instances, longest)
+    evidence = result.evidence
+    if did is not None:
+        evidence = tuple(_observed(item, did) for item in evidence)
+    return replace(result, timing=rounds.timing(found, cell.id), served=did, evidence=evidence)
+
+
+def _observed(evidence: Evidence, did: Served) -> Evidence:
+    look = registry.get_step(evidence.step).observed
+    return evidence if look is None else look(evidence, did)
+
+
+def _with_ratios(result: Result, block: Sequence[Cell], findings: Findings) -> Result:
     cell = result.cell
     if result.timing is None:
         return result
     reference = next(item for item in block if item.role is Role.REFERENCE)
     eager = next((item for item in block if item.role is Role.EAGER), reference)
-    to_reference = _compare(launches, cell.id, reference.id)
-    reference_to_eager = _compare(launches, reference.id, eager.id)
-    to_eager = _compare(launches, cell.id, eager.id)
+    to_reference = _compare(findings, cell, reference)
+    reference_to_eager = _compare(findings, reference, eager)
+    to_eager = _compare(findings, cell, eager)
     if to_reference is not None and reference_to_eager is not None and cell.role is not Role.EAGER:
         to_eager = to_reference.times(reference_to_eager) if cell is not reference else reference_to_eager
     return replace(
         result,
         against_reference=ITSELF if cell is reference else _interval(to_reference),
-        against_eager=ITSELF if cell is eager else _interval(to_eager),
+        against_eager=None if cell.target.traffic else ITSELF if cell is eager else _interval(to_eager),
         minimum_detectable_effect=None if to_reference is None else to_reference.minimum_detectable_effect(),
         truth=_truth(result),
-        break_even_calls=_break_even(result, launches, reference, to_reference),
+        break_even_calls=_break_even(result, findings, reference, to_reference),
     )
 
 
-def _break_even(
-    result: Result, launches: Sequence[Launch], reference: Cell, ratio: stats.LogRatio | None
-) -> Interval | None:
+def _break_even(result: Result, findings: Findings, reference: Cell, ratio: stats.LogRatio | None) -> Interval | None:
     """Calls after which preparing a variant has paid off, against the reference on the same runtime."""
-    before = timing(launches, reference.id)
+    before = timing(findings.launches.get(reference.block, ()), reference.id)
     if result.cell.role is not Role.VARIANT or result.cost is None or ratio is None or before is None:
         return None
     return stats.break_even(result.cost.seconds, before.median, ratio.interval())
 
 
-def _compare(launches: Sequence[Launch], side: str, reference: str) -> stats.LogRatio | None:
-    """None for a side with itself, and where too few launches have both."""
-    if side == reference:
+def _compare(findings: Findings, side: Cell, reference: Cell) -> stats.LogRatio | None:
+    """None for a side with itself, and where too few launches or rounds have both."""
+    if side.id == reference.id:
         return None
     try:
-        return compare(launches, side, reference)
+        if side.target.traffic is not None:
+            found = findings.services.get(side.block, BlockServed())
+            return rounds.compare(found, side.id, reference.id, side.target.traffic)
+        return compare(findings.launches.get(side.block, ()), side.id, reference.id)
     except ValueError:
         return None
+
+
+def _is_slowed(cell: Cell) -> bool:
+    """Whether it is the positive control."""
+    return any(spec.name == "control.slowdown" for spec in cell.steps)
+
+
+def _known(result: Result) -> str:
+    return "slower" if result.truth is None else f"{result.truth:.3f}x"
 
 
 def _interval(ratio: stats.LogRatio | None) -> Interval | None:
@@ -138,7 +173,9 @@ def _interval(ratio: stats.LogRatio | None) -> Interval | None:
 
 
 def _truth(result: Result) -> float | None:
-    """The exact latency ratio of a control."""
+    """The exact latency ratio of a control; of a service that is slowed down, only that it is slower."""
+    if result.cell.target.traffic is not None and _is_slowed(result.cell):
+        return None
     if result.cell.role is not Role.CONTROL or result.cell.must_be is not None:
         return None
     for evidence in result.evidence:
@@ -159,10 +196,12 @@ def _status(result: Result, block: Sequence[Cell], findings: Findings) -> tuple[
     ]
     if inspected.death is not None:
         found.append(inspected.death)
-    death = next((launch.deaths[cell.id] for launch in launches if cell.id in launch.deaths), None)
+    service = findings.services.get(cell.block, BlockServed())
+    death = next((launch.deaths[cell.id] for launch in launches if cell.id in launch.deaths), service.death(cell.id))
     if death is not None:
         found.append((death.status, f"while it was measured: {death.reason}"))
     found.append(_wrong(cell, inspected))
+    found += _of_service(result, service)
     if result.timing is not None and result.timing.noisy:
         found.append(
             (Status.NOISY, f"{result.timing.disturbed_turns:.0%} of its turns were disturbed by other programs")
@@ -174,6 +213,24 @@ def _status(result: Result, block: Sequence[Cell], findings: Findings) -> tuple[
         found.append(_unmeasured(block, findings))
     order = list(Status)
     return min(found, key=lambda item: order.index(item[0]))
+
+
+def _of_service(result: Result, service: BlockServed) -> Iterator[tuple[Status, str]]:
+    """What traffic showed: tests that do not count, answers that are wrong, steps without effect."""
+    if result.served is None:
+        return
+    if problem := service.problem(result.cell.id):
+        yield Status.FAILED, problem
+    if result.served.wrong:
+        limit = exact_limit(result.cell)
+        yield (
+            Status.WRONG,
+            f"{result.served.wrong} of {result.served.compared} answers under traffic differ from the plain service's "
+            f"by more than {limit:g}, one by {result.served.moved:.3g}",
+        )
+    for item in result.evidence:
+        if not item.effective:
+            yield Status.INEFFECTIVE, f"{item.step}: {item.reason}"
 
 
 def _lacks_explanation(result: Result, found: Sequence[tuple[Status, str]]) -> bool:
@@ -189,6 +246,15 @@ def _unmeasured(block: Sequence[Cell], findings: Findings) -> tuple[Status, str]
         return Status.SKIPPED, "no latency: its reference could not be prepared"
     if inspected.death is not None:
         return Status.SKIPPED, f"no latency: its reference does not run ({inspected.death[1]})"
+    service = findings.services.get(reference.block)
+    if service is not None:
+        death = service.death(reference.id)
+        why = (
+            death.reason
+            if death is not None
+            else service.problem(reference.id) or "fewer rounds than an interval needs"
+        )
+        return Status.SKIPPED, f"no ratio to the plain service: {why}"
     for launch in findings.launches.get(reference.block, ()):
         if reference.id in launch.deaths:
             return Status.SKIPPED, f"no latency: its reference ended ({launch.deaths[reference.id].reason})"
@@ -201,15 +267,19 @@ def _for_seed(reason: str, index: int, prepared: Sequence[Prepared]) -> str:
 
 def _wrong(cell: Cell, inspected: Inspected) -> tuple[Status, str]:
     """A recipe of exact steps only must answer as its reference does."""
+    limit = exact_limit(cell)
+    if limit is not None and inspected.difference is not None and not inspected.difference <= limit:
+        what = f"every step says that it is exact (to {limit:g}), but an answer moved by {inspected.difference:.3g}"
+        return Status.WRONG, what
+    return Status.OK, ""
+
+
+def exact_limit(cell: Cell) -> float | None:
+    """By how much a recipe may move answers, relative to the largest, as its steps say; None where one is not exact."""
     own = cell.steps[: len(cell.steps) - cell.lowering]
     limits = [registry.get_step(spec.name).exact for spec in own]
     exact = [limit for limit in limits if limit is not None]
-    if own and len(exact) == len(limits) and inspected.difference is not None:
-        limit = sum(exact)
-        if not inspected.difference <= limit:
-            what = f"every step says that it is exact (to {limit:g}), but an answer moved by {inspected.difference:.3g}"
-            return Status.WRONG, what
-    return Status.OK, ""
+    return sum(exact) if own and len(exact) == len(limits) else None
 
 
 def machine_warnings(launches: Sequence[LaunchFacts]) -> tuple[str, ...]:
@@ -240,9 +310,7 @@ def device_warnings(found: Sequence[Result]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def control_warnings(
-    found: Sequence[Result], launches: Mapping[str, Sequence[Launch]], tolerance: float
-) -> tuple[str, ...]:
+def control_warnings(found: Sequence[Result], findings: Findings, tolerance: float) -> tuple[str, ...]:
     """What the run's own controls say against it, at the level corrected for their number."""
     asked = (Status.SKIPPED, Status.NOT_APPLICABLE)
     controls = [result for result in found if result.cell.role is Role.CONTROL and result.status not in asked]
@@ -256,7 +324,7 @@ def control_warnings(
     for result in controls:
         level = 1 - (1 - stats.LEVEL) / len(controls)
         reference = f"{result.cell.workload}/fp32/{result.cell.target.id}"
-        ratio = _compare(launches.get(result.cell.block, ()), result.cell.id, reference)
+        ratio = _compare(findings, result.cell, replace(result.cell, id=reference))
         if ratio is None:
             why = result.reason or "too few launches have both"
             warnings.append(f"control missing: {result.cell.id} has no ratio to its reference: {why}")
@@ -270,11 +338,12 @@ def control_warnings(
                 f"control failed: {result.cell.id} is the same model as its reference but reads {shown}; "
                 "do not trust differences of this size"
             )
-        if result.truth not in (None, 1.0) and not interval.excludes(1.0):
+        slower = _is_slowed(result.cell) or result.truth not in (None, 1.0)
+        if slower and not interval.excludes(1.0):
             busy = result.timing is not None and result.timing.noisy
             cause = "while other programs disturb this machine" if busy else "with this budget"
             warnings.append(
-                f"control failed: {result.cell.id} is {result.truth:.3f}x by construction but reads {shown}; "
+                f"control failed: {result.cell.id} is {_known(result)} by construction but reads {shown}; "
                 f"such a slowdown cannot be seen {cause}"
             )
     return tuple(warnings)

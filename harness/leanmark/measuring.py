@@ -20,8 +20,9 @@ from leanmark.host import available_cpus
 from leanmark.inspecting import Key, Shown, answers, ask, score
 from leanmark.jsonable import from_json, to_json
 from leanmark.judge import store as runs
-from leanmark.measure import paired
+from leanmark.measure import paired, services
 from leanmark.measure.launches import Launch, LaunchFacts
+from leanmark.measure.rounds import BlockServed, Check, Round, Test
 from leanmark.measure.sides import Side
 from leanmark.planned import Planned
 from leanmark.prepare.recipe import Prepared
@@ -42,12 +43,16 @@ def measure_all(
     total = sum(map(len, ready.values()))
     inspected: dict[str, Inspected] = {}
     launches: dict[str, list[Launch]] = {}
+    services: dict[str, BlockServed] = {}
     for name, cells in ready.items():
         block = _Block(name, cells, planned, journal, meter, findings, len(cells) / max(total, 1))
-        launches[name] = block.measure()
+        if cells and cells[0].target.traffic is not None:
+            services[name] = block.measure_services()
+        else:
+            launches[name] = block.measure()
         inspected |= block.inspected
     meter.reach("measure", 1.0, "measured")
-    return replace(findings, inspected=inspected, launches=launches)
+    return replace(findings, inspected=inspected, launches=launches, services=services)
 
 
 def side_of(planned: Planned, cell: Cell, prepared: Prepared) -> Side:
@@ -161,13 +166,34 @@ class _Block:
 
     def measure(self) -> list[Launch]:
         """Answers, then all launches; what a resumed run has is read back."""
+        alive = self._alive()
+        return self._play(alive) if alive and alive[0].role is Role.REFERENCE else []
+
+    def measure_services(self) -> BlockServed:
+        """Answers, then rounds of tests, the search for the highest rate, and answers under traffic."""
+        alive = self._alive()
+        if not alive or alive[0].role is not Role.REFERENCE:
+            return BlockServed()
+        start = self.meter.shares["measure"]
+        label = self.name.partition("/")[2]
+        return services.play(
+            [side_of(self.planned, cell, self.findings.prepared[cell.id][0]) for cell in alive],
+            self.planned.plan.suite.rounds,
+            available_cpus(),
+            {cell.id: assembly.exact_limit(cell) for cell in alive},
+            served_before(self.journal, self.name),
+            lambda kind, found: self.journal.append("served", block=self.name, what=kind, found=_plain(found)),
+            lambda part, text: self.meter.reach("measure", start + self.share * part, f"{label}: {text}"),
+        )
+
+    def _alive(self) -> list[Cell]:
+        """The cells that gave answers, the reference first."""
         missing = [cell for cell in self.cells if cell.id not in self.inspected]
         reference = next((cell for cell in self.cells if cell.role is Role.REFERENCE), None)
         if reference is not None and missing and reference not in missing:
             missing.insert(0, reference)  # its answers are what the others' are compared with
         self._inspect(missing)
-        alive = [cell for cell in self.cells if self.inspected[cell.id].death is None]
-        return self._play(alive) if reference in alive else []
+        return [cell for cell in self.cells if self.inspected[cell.id].death is None]
 
     def _inspect(self, cells: Sequence[Cell]) -> None:
         """Collect and score answers, and put what is new into the journal."""
@@ -193,6 +219,36 @@ class _Block:
         launches = play(self.journal, self.name, sides, suite.launches, suite.budget_seconds / suite.launches, tell)
         self.meter.reach("measure", start + self.share, self.name)
         return launches
+
+
+def served_before(journal: runs.Journal, block: str) -> BlockServed:
+    """What a journal has of a block of services."""
+    found = BlockServed()
+    for entry in journal.entries():
+        if entry["kind"] != "served" or entry["block"] != block:
+            continue
+        if entry["what"] == "round":
+            found = replace(found, rounds=(*found.rounds, from_json(Round, entry["found"], journal.path)))
+        elif entry["what"] == "probes":
+            tests = {
+                side: tuple(from_json(Test, item, journal.path) for item in items)
+                for side, items in entry["found"].items()
+            }
+            found = replace(found, probes=tests)
+        else:
+            checks = {side: from_json(Check, item, journal.path) for side, item in entry["found"].items()}
+            found = replace(found, checks=checks)
+    return found
+
+
+def _plain(found: Any) -> Any:
+    """A round, or probes or checks by side, as JSON."""
+    if isinstance(found, Mapping):
+        return {
+            side: [to_json(i) for i in item] if isinstance(item, tuple) else to_json(item)
+            for side, item in found.items()
+        }
+    return to_json(found)
 
 
 def _restored(journal: runs.Journal, entry: Mapping[str, Any]) -> Launch:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from leanmark import modules, registry
+from leanmark import modules
 from leanmark.declare import suite as suites
 from leanmark.declare.plan import Estimate, Plan, estimate, make_plan
+from leanmark.declare.plan import lowering as lowering_of
 from leanmark.errors import InvalidInput, did_you_mean
 from leanmark.host import available_cpus
 from leanmark.jsonable import canonical_json, from_json
@@ -84,7 +85,8 @@ class Planned:
     def trial(self, cell: Cell, seed: int) -> Trial:
         """What is prepared for a cell with one seed."""
         workload = self.plan.workload(cell.workload)
-        lowering = registry.get_runtime(cell.target.runtime).lowering if workload.onnx is None else ()
+        needed = workload.onnx is None or cell.target.traffic is not None
+        lowering = lowering_of(cell.target) if needed else ()
         origin = self._seen(workload.name).origins.get(seed)
         return Trial(workload, cell.steps, seed, lowering, origin, self._seen("").steps)
 

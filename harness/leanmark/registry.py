@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from leanmark.errors import InvalidInput, Position, did_you_mean
 from leanmark.results import Evidence, StepSpec
-from leanmark.stages import Artifact, Program, Stage, TorchModel
+from leanmark.stages import Artifact, Program, Service, Stage, TorchModel
+from leanmark.traffic import Served
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 StepFunction = Callable[..., Any]
 EvidenceFunction = Callable[[Artifact, Mapping[str, Any]], Evidence]
-ANY_STAGE: tuple[type[Stage], ...] = (TorchModel, Program)
+ObservedFunction = Callable[[Evidence, Served], Evidence]
+ANY_STAGE: tuple[type[Stage], ...] = (TorchModel, Program, Service)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Step:
     splits: tuple[str, ...]  # the splits that it reads
     runtimes: tuple[str, ...] = ()  # the only ones that it works for; empty for any
     needs: tuple[str, ...] = ()  # runtimes that must be able to run on the CPU, where it is prepared
+    observed: ObservedFunction | None = None  # its evidence with what the service was seen to do under traffic
 
     @property
     def doc(self) -> str:
@@ -133,6 +136,7 @@ def step(
     splits: tuple[str, ...] = (),
     runtimes: tuple[str, ...] = (),
     needs: tuple[str, ...] = (),
+    observed: ObservedFunction | None = None,
 ) -> Callable[[StepFunction], StepFunction]:
     """Register a function as the step `name`.
 
@@ -140,12 +144,15 @@ def step(
     to the largest answer. `libraries` are the distributions whose version decides
     what comes out; with the step's source they make its artifacts' key. `runtimes` are those that
     the step is for: on others it is not applicable. `needs` are runtimes that it uses itself, on
-    the CPU: it is skipped where one of them cannot run.
+    the CPU: it is skipped where one of them cannot run. `observed` completes the evidence of a service's
+    step by what its traffic showed, such as hits of a cache.
     """
 
     def register(function: StepFunction) -> StepFunction:
         stages = consumes if isinstance(consumes, tuple) else (consumes,)
-        made = Step(name, family, stages, produces, function, evidence, exact, libraries, splits, runtimes, needs)
+        made = Step(
+            name, family, stages, produces, function, evidence, exact, libraries, splits, runtimes, needs, observed
+        )
         _add(_steps, name, made)
         return function
 

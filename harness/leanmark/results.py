@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from leanmark.jsonable import Json
 from leanmark.rules import Rules
+from leanmark.traffic import Served, Traffic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,17 +87,19 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how a variant runs."""
+    """Where and how a variant runs: in a loop of calls with so many examples, or as a service under traffic."""
 
     device: str = "cpu"
     runtime: str = "onnxruntime"
     threads: int = 1
     batch: int = 1
+    traffic: Traffic | None = None
 
     @property
     def id(self) -> str:
         """A short stable name, e.g. ``cpu-onnxruntime-t1-b1``."""
-        return f"{self.device}-{self.runtime}-t{self.threads}-b{self.batch}"
+        how = f"b{self.batch}" if self.traffic is None else self.traffic.name
+        return f"{self.device}-{self.runtime}-t{self.threads}-{how}"
 
 
 # Steps that are not what they say, and what the harness must make of them.
@@ -311,6 +314,7 @@ class Result:
     break_even_calls: Interval | None = None  # after which preparing has paid off; None where that was not shown
     energy: Energy | None = None  # None where no counter can be read
     on_device: OnDevice | None = None  # of CUDA targets
+    served: Served | None = None  # of targets with traffic
     evidence: tuple[Evidence, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -104,7 +104,7 @@ def _measure(
     if not others:
         findings = measure_all(planned, journal, meter, prepared)
         found = assembly.results(planned.plan, findings)
-        controls = assembly.control_warnings(found, findings.launches, _control_tolerance(planned.plan))
+        controls = assembly.control_warnings(found, findings, _control_tolerance(planned.plan))
         return findings, (), (*controls, *assembly.device_warnings(found))
     return compare_all(planned, journal, meter, prepared, others, everything=options.measure_all)
 

@@ -55,6 +55,9 @@ class Session(Protocol):
 
 # --- what can run here ----------------------------------------------------------------
 
+# What `supported` is asked about services, and the modules that these need beside a runtime.
+SERVICES = "services"
+_SERVED_BY = ("mlperf_loadgen", "orjson", "msgpack", "google.protobuf", "pyarrow", "cachetools", "redis", "faiss")
 _COMPILERS = ("g++", "clang++", "c++")
 # Distributions that bring a CUDA build of a runtime whose plain one has none.
 _CUDA_DISTRIBUTION = {"onnxruntime": "onnxruntime-gpu"}
@@ -63,9 +66,13 @@ _CUDA_DISTRIBUTION = {"onnxruntime": "onnxruntime-gpu"}
 def supported(runtime: str, device: str) -> str | None:
     """Why a runtime cannot run on a device of this machine; None if it can.
 
-    Neither the runtime nor CUDA is imported or started. Raises InvalidInput for a
+    `SERVICES` in place of a runtime asks for what all services need. Neither the runtime nor CUDA is imported or
+    started. Raises InvalidInput for a
     runtime that nobody registered.
     """
+    if runtime == SERVICES:
+        missing = [name for name in _SERVED_BY if not _is_there(name)]
+        return f"{missing[0]} is not installed: pip install 'leanmark[serving]'" if missing else None
     entry = get_runtime(runtime)
     if device not in entry.devices:
         return f"{runtime} runs on {' and '.join(entry.devices)}, not on {device}"
@@ -77,6 +84,13 @@ def supported(runtime: str, device: str) -> str | None:
     if runtime == "torch-compile" and not any(map(shutil.which, _COMPILERS)):
         return f"no C++ compiler ({' or '.join(_COMPILERS)}) is installed, which Inductor needs for CPUs"
     return None
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that is not there either
+        return False
 
 
 def _no_cuda(module: str) -> str | None:
@@ -314,10 +328,11 @@ def load_onnxruntime(artifact: Artifact, threads: int, device: str) -> Session:
                 "the installed onnxruntime has no CUDA", do="Use device cpu, or install onnxruntime-gpu in its place."
             )
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-    program: str | bytes = str(artifact.root / "model.onnx")
+    path = artifact.root / f"{artifact.program}.onnx"
+    program: str | bytes = str(path)
     if artifact.delivery.packed:
         # As bytes, so that a program that names other files beside it finds none.
-        program = (artifact.root / "model.onnx").read_bytes()
+        program = path.read_bytes()
         weights = artifact.packed_weights()
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)

@@ -3,7 +3,7 @@
 A `TorchModel` is an `nn.Module` in eval mode. On disk it is a structure (the
 builder's name, its configuration, and the modules that steps put in place of
 others) and safetensors. A `Program` is something a runtime executes; here, an ONNX
-file. No pickle is written or read.
+file. A `Service` answers requests with programs and tables. No pickle is written or read.
 
 An artifact is a folder: ``manifest.json`` and the files that it lists. Its content
 hash is the sha256 of the manifest, which holds the sha256 of every file.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from leanmark import codecs
+from leanmark import codecs, onnx_files
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
 from leanmark.codecs import Coding
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 ARTIFACT_FORMAT = 2
-# Below this many bytes a tensor is not worth a codebook, and stays in the program.
-PACK_MINIMUM_BYTES = 1024
+TABLES = "tables.safetensors"
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,24 @@ class Program(Stage):
         import onnx
 
         return onnx.load_model_from_string(self.onnx)
+
+
+@dataclass(frozen=True)
+class Service(Stage):
+    """A request handler: ONNX programs and tables by name, and how they make answers of requests.
+
+    config: what `serving.config.ServiceConfig` reads.
+    """
+
+    stage_name: ClassVar[str] = "service"
+    programs: Mapping[str, bytes]
+    tables: Mapping[str, Array]
+    config: Mapping[str, Any]
+    delivery: Delivery = Delivery()
+
+
+AnyStage = TorchModel | Program | Service
+_STAGES: Mapping[str, type[Stage]] = {kind.stage_name: kind for kind in (TorchModel, Program, Service)}
 
 
 @dataclass(frozen=True)
@@ -167,10 +184,11 @@ class Artifact:
         kinds = {"files": dict, "delivery": dict, "stage": str}
         if not all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
             raise InvalidInput("the manifest is damaged", where=path)
-        if manifest["stage"] not in (TorchModel.stage_name, Program.stage_name):
+        if manifest["stage"] not in _STAGES:
             raise InvalidInput("is of a stage that this version does not know", where=path)
-        for name in manifest["files"]:
-            if Path(name).name != name:
+        programs = manifest.get("programs", [])
+        for name in (*manifest["files"], *(programs if isinstance(programs, list) else [""])):
+            if not isinstance(name, str) or Path(name).name != name:
                 raise InvalidInput(f"the artifact names a file outside its folder: {name!r}", where=path)
         return Artifact(root, manifest)
 
@@ -190,8 +208,8 @@ class Artifact:
 
     @property
     def stage(self) -> type[Stage]:
-        """`TorchModel` or `Program`."""
-        return {kind.stage_name: kind for kind in (TorchModel, Program)}[self.manifest["stage"]]
+        """`TorchModel`, `Program` or `Service`."""
+        return _STAGES[self.manifest["stage"]]
 
     @property
     def delivery(self) -> Delivery:
@@ -202,36 +220,53 @@ class Artifact:
         """Every file that would be deployed, the manifest included."""
         return [self.root / MANIFEST, *(self.root / name for name in sorted(self.manifest["files"]))]
 
-    def load(self) -> TorchModel | Program:
+    def load(self) -> AnyStage:
         """The stage in memory: built again, weights decoded."""
         if self.stage is TorchModel:
             return _load_torch(self)
-        proto = self.proto()
-        return Program(proto.SerializeToString(deterministic=True), self.delivery)
+        if self.stage is Program:
+            return Program(self.proto().SerializeToString(deterministic=True), self.delivery)
+        programs = {name: self.part(name).proto().SerializeToString(deterministic=True) for name in self.programs}
+        return Service(programs, self.tables(), self.manifest["service"], self.delivery)
+
+    @property
+    def program(self) -> str:
+        """The name of its program's file, without the ending. Raises PreparationError where there are several."""
+        if len(self.programs) != 1:
+            raise PreparationError(f"it has the programs {', '.join(self.programs)}, not one")
+        return self.programs[0]
+
+    @property
+    def programs(self) -> list[str]:
+        """The names of all its programs."""
+        return list(self.manifest.get("programs", ("model",)))
+
+    def part(self, program: str) -> Artifact:
+        """One of a service's programs, as an artifact that a runtime loads."""
+        return Artifact(self.root, {**self.manifest, "stage": Program.stage_name, "programs": [program]})
 
     def proto(self) -> ModelProto:
-        """The ONNX model with all its weights. Only for programs."""
-        import onnx
-        from onnx import TensorProto, numpy_helper
-
-        proto = onnx.load_model(self.root / "model.onnx", load_external_data=False)
-        packed = self.packed_weights()
-        for tensor in proto.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                tensor.CopyFrom(numpy_helper.from_array(packed[tensor.name], tensor.name))
-        return proto
+        """The ONNX model with all its weights; of a service, if it has one program only. Raises PreparationError."""
+        return onnx_files.read_program(self.root, self.program)
 
     def packed_weights(self) -> dict[str, Array]:
         """The tensors of the packed file, decoded; empty if there is none."""
-        path = self.root / "weights.packed"
-        return codecs.unpack(path.read_bytes()) if path.exists() else {}
+        return onnx_files.packed_weights(self.root, self.program)
+
+    def tables(self) -> dict[str, Array]:
+        """The tables of a service: features by entry, what was computed of them."""
+        from safetensors.numpy import load_file
+
+        return load_file(self.root / TABLES) if TABLES in self.manifest["files"] else {}
 
     def tensors(self) -> dict[str, Array]:
         """Every weight tensor of the file as it is stored, decoded; quantized ones as integers."""
-        if self.stage is Program:
+        if self.stage is not TorchModel:
             from onnx import numpy_helper
 
-            return {tensor.name: numpy_helper.to_array(tensor) for tensor in self.proto().graph.initializer}
+            parts = [(self.part(name).proto(), f"{name}/" if len(self.programs) > 1 else "") for name in self.programs]
+            found = [(f"{prefix}{item.name}", item) for proto, prefix in parts for item in proto.graph.initializer]
+            return {name: numpy_helper.to_array(tensor) for name, tensor in found}
         if self.delivery.packed:
             return self.packed_weights()
         from safetensors.numpy import load_file
@@ -239,7 +274,7 @@ class Artifact:
         return load_file(self.root / "weights.safetensors")
 
 
-def save(stage: TorchModel | Program, root: Path) -> Artifact:
+def save(stage: AnyStage, root: Path) -> Artifact:
     """Write a stage into the empty folder `root`.
 
     Raises PreparationError for a module that could not be built again from what
@@ -249,7 +284,11 @@ def save(stage: TorchModel | Program, root: Path) -> Artifact:
     if isinstance(stage, TorchModel):
         files, extra = _torch_files(stage)
     else:
-        files = _program_files(stage)
+        coding = stage.delivery.coding if stage.delivery.packed else None
+        if isinstance(stage, Program):
+            files = onnx_files.program_files("model", stage.onnx, coding)
+        else:
+            files, extra = _service_files(stage, coding)
     for name, content in files.items():
         (root / name).write_bytes(content)
     manifest = {
@@ -261,6 +300,17 @@ def save(stage: TorchModel | Program, root: Path) -> Artifact:
     }
     (root / MANIFEST).write_text(canonical_json(manifest))
     return Artifact.open(root)
+
+
+def _service_files(service: Service, coding: Coding | None) -> tuple[dict[str, bytes], dict[str, Any]]:
+    import safetensors.numpy
+
+    files: dict[str, bytes] = {}
+    for name, onnx in service.programs.items():
+        files |= onnx_files.program_files(name, onnx, coding)
+    if service.tables:
+        files[TABLES] = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in service.tables.items()})
+    return files, {"programs": list(service.programs), "service": dict(service.config)}
 
 
 def _torch_files(model: TorchModel) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -312,56 +362,3 @@ def build(builder: str, config: Mapping[str, Any]) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise PreparationError(f"'{builder}' returned {type(module).__name__}, not a torch module")
     return module.eval()
-
-
-def _program_files(program: Program) -> dict[str, bytes]:
-    from onnx import TensorProto, numpy_helper
-
-    proto = program.proto()
-    strip_provenance(proto)
-    if not program.delivery.packed:
-        return {"model.onnx": proto.SerializeToString(deterministic=True)}
-    packed: dict[str, Array] = {}
-    for tensor in proto.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.nbytes < PACK_MINIMUM_BYTES:
-            continue
-        packed[tensor.name] = array
-        dims, kind = list(tensor.dims), tensor.data_type
-        stub = TensorProto(name=tensor.name, data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "weights.packed"), ("offset", "0"), ("length", str(array.nbytes))):
-            stub.external_data.add(key=key, value=value)
-        tensor.CopyFrom(stub)
-    weights = codecs.pack(packed, program.delivery.coding)
-    return {"model.onnx": proto.SerializeToString(deterministic=True), "weights.packed": weights}
-
-
-def strip_provenance(proto: ModelProto) -> None:
-    """Remove what exporters write about the machine: file names, line numbers, stack traces."""
-    del proto.metadata_props[:]
-    proto.doc_string = ""
-    _strip_graph(proto.graph)
-    for function in proto.functions:
-        function.doc_string = ""
-        del function.metadata_props[:]
-        for node in function.node:
-            _strip_node(node)
-
-
-def _strip_graph(graph: Any) -> None:
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for node in graph.node:
-        _strip_node(node)
-
-
-def _strip_node(node: Any) -> None:
-    node.doc_string = ""
-    del node.metadata_props[:]
-    for attribute in node.attribute:
-        attribute.doc_string = ""
-        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-            _strip_graph(graph)

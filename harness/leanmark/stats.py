@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
@@ -40,6 +40,7 @@ class LogRatio:
     mean: float
     error: float
     launches: int
+    method: str = "Huber location of paired log ratios, Student over launches"
 
     def interval(self, level: float = LEVEL) -> Interval:
         """The ratio with a Student interval over launches."""
@@ -50,7 +51,7 @@ class LogRatio:
             high=math.exp(self.mean + reach),
             level=level,
             n=self.launches,
-            method="Huber location of paired log ratios, Student over launches",
+            method=self.method,
         )
 
     def minimum_detectable_effect(self, level: float = LEVEL, tolerance: float = 0.0) -> float:
@@ -87,6 +88,11 @@ def log_ratio_of_pairs(logs: Sequence[float]) -> LogRatio:
         raise ValueError(f"an interval needs at least {MINIMUM_LAUNCHES} pairs, not {count}")
     values = np.array(logs)
     return LogRatio(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count), count)
+
+
+def log_ratio_of_rounds(logs: Sequence[float]) -> LogRatio:
+    """The same of rounds A B B A of services."""
+    return replace(log_ratio_of_pairs(logs), method="mean of log ratios of rounds A B B A, Student over rounds")
 
 
 def pair_table(seconds: Array, reference: Array, copies: Array) -> Array:

@@ -11,18 +11,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from leanmark import effort, registry
-from leanmark.declare.recipes import EAGER, REFERENCE, Recipe, final_stage, stage_problem
+from leanmark.declare.recipes import EAGER, REFERENCE, Recipe, final_stage, serves, stage_problem
+from leanmark.declare.services import Scope
 from leanmark.declare.suite import Suite
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
 from leanmark.results import LIES, Cell, Role, Status, Target, is_selected
-from leanmark.stages import Stage, TorchModel
+from leanmark.stages import Service, Stage, TorchModel
 
 # Seconds of measuring for a second of turns: warming up, messages, waiting for copies. (The
 # suite `quick` takes about 50 s for 17.6 s of turns.)
 _TURN_OVERHEAD = 2.8
 # Families whose steps serve others; they say little about a recipe.
 _AUXILIARY = frozenset({"export", "training"})
+PLAIN = "serve.plain"
+LEAST_SLOWDOWN_OF_SERVICES = 20  # percent
+# Seconds of a service's block beside its tests: starting processes, filling caches, asking for answers.
+_SERVICE_START = 3.0
+_PROBES, _PROBE_SECONDS = 6, 6.0
 
 Availability = Callable[[str, str], str | None]  # runtime, device -> why it cannot run here
 
@@ -84,7 +90,9 @@ def make_plan(suite: Suite, available: Availability = lambda *_: None) -> Plan:
     cells: list[Cell] = []
     for workload in suite.workloads:
         for target in suite.targets:
-            cells += _block(suite, workload, target, available)
+            wanted = suite.scopes.get(target.id, Scope()).workloads
+            if not wanted or workload.name in wanted:
+                cells += _block(suite, workload, target, available)
     return Plan(suite, tuple(cells))
 
 
@@ -92,14 +100,28 @@ def _block(suite: Suite, workload: Workload, target: Target, available: Availabi
     block = f"{workload.name}/{target.id}"
     empty = Recipe(REFERENCE, ())
     yield _cell(workload, empty, target, block, Role.REFERENCE, available)
-    if target.runtime != "torch":
+    if target.runtime != "torch" and target.traffic is None:
         eager = replace(target, runtime="torch")
         cell = _cell(workload, replace(empty, name=EAGER), eager, block, Role.EAGER, available)
         yield replace(cell, id=f"{workload.name}/{EAGER}/{target.id}")
-    for recipe in suite.recipes:
+    for recipe in _recipes_on(suite, target):
         is_control = _families(recipe) == ("control",) or any(step.name in LIES for step in recipe.steps)
         role = Role.CONTROL if is_control else Role.VARIANT
         yield _cell(workload, recipe, target, block, role, available)
+
+
+def _recipes_on(suite: Suite, target: Target) -> Iterator[Recipe]:
+    """Those that a target is for; what makes a service only where there is traffic."""
+    wanted = suite.scopes.get(target.id, Scope()).recipes
+    for recipe in suite.recipes:
+        slowed = [spec.params["percent"] for spec in recipe.steps if spec.name == "control.slowdown"]
+        if target.traffic is None:
+            fits = not any(map(serves, recipe.steps)) and not (slowed and slowed[0] >= LEAST_SLOWDOWN_OF_SERVICES)
+        else:
+            fits = not slowed or slowed[0] >= LEAST_SLOWDOWN_OF_SERVICES
+        named = not wanted or recipe.name.partition("[")[0] in wanted
+        if fits and (named or (slowed and suite.controls) or (_families(recipe) == ("control",) and suite.controls)):
+            yield recipe
 
 
 def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: Role, available: Availability) -> Cell:
@@ -111,7 +133,8 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
     elif elsewhere is not None:
         skip = (Status.NOT_APPLICABLE, f"{elsewhere.name} is for {' and '.join(_runtimes_of(elsewhere.name))}")
     else:
-        added = _lowering(final_stage(recipe, workload.stage), target)
+        steps = _served(steps, target)
+        added = _lowering(Service if steps != recipe.steps else final_stage(recipe, workload.stage), target)
         if added is None:
             runtime = registry.get_runtime(target.runtime)
             stage = final_stage(recipe, workload.stage).__name__
@@ -122,7 +145,8 @@ def _cell(workload: Workload, recipe: Recipe, target: Target, block: str, role: 
         else:
             steps, lowering = (*steps, *added), len(added)
     used = dict.fromkeys(name for step in recipe.steps for name in registry.get_step(step.name).needs)
-    needed = [(target.runtime, target.device), *((name, "cpu") for name in used)]
+    needed = [("services", "cpu")] if target.traffic is not None else []
+    needed += [(target.runtime, target.device), *((name, "cpu") for name in used)]
     reason = next((why for why in itertools.starmap(available, needed) if why is not None), None)
     if skip is None and reason is not None:
         skip = (Status.SKIPPED, reason)
@@ -157,9 +181,26 @@ def _families(recipe: Recipe) -> tuple[str, ...]:
 def _lowering(stage: type[Stage], target: Target) -> tuple[registry.StepSpec, ...] | None:
     """The steps that bring a stage to what the runtime executes; None if there are none."""
     runtime = registry.get_runtime(target.runtime)
+    if target.traffic is not None:
+        return () if stage is Service else lowering(target)
     if stage is runtime.executes:
         return ()
     return runtime.lowering if stage is TorchModel and runtime.lowering else None
+
+
+def lowering(target: Target) -> tuple[registry.StepSpec, ...]:
+    """The steps from a torch model to what a target runs."""
+    if target.traffic is None:
+        return registry.get_runtime(target.runtime).lowering
+    return (registry.get_step(PLAIN).validate({"entries": target.traffic.catalogue, "seed": target.traffic.seed}),)
+
+
+def _served(steps: tuple[registry.StepSpec, ...], target: Target) -> tuple[registry.StepSpec, ...]:
+    """A recipe's steps, with what makes a service in its plain form before the first that is done to one."""
+    first = next((index for index, spec in enumerate(steps) if serves(spec)), None)
+    if target.traffic is None or first is None or steps[first].name == PLAIN:
+        return steps
+    return (*steps[:first], *lowering(target), *steps[first:])
 
 
 def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
@@ -178,6 +219,11 @@ def estimate(plan: Plan, cached: Callable[[Cell], bool], jobs: int) -> Estimate:
     measure = 0.0
     for block in plan.blocks().values():
         active = [cell for cell in block if cell.skip is None]
+        traffic = active[0].target.traffic if active else None
+        if traffic is not None:
+            each = 2 * plan.suite.rounds * max(traffic.seconds, traffic.queries / traffic.rate) + _SERVICE_START
+            measure += len(active) * (each + (_PROBES * _PROBE_SECONDS if traffic.search else 0.0))
+            continue
         starts = sum(registry.get_runtime(cell.target.runtime).start_seconds for cell in active)
         starts *= len(plan.suite.seeds)
         measure += len(active) * plan.suite.budget_seconds * _TURN_OVERHEAD + starts / jobs

@@ -17,7 +17,7 @@ from leanmark.declare.schema import NAME_PATTERN, SuiteDeclaration, explain
 from leanmark.errors import InvalidInput
 from leanmark.registry import Workload
 from leanmark.results import StepSpec
-from leanmark.stages import Stage
+from leanmark.stages import Service, Stage
 
 T = TypeVar("T")
 REFERENCE = "fp32"
@@ -62,10 +62,12 @@ def unfold_recipes(declared: SuiteDeclaration, document: Document) -> list[tuple
             found[recipe.name] = (recipe, location)
     if declared.controls:
         present = {step.name for recipe, _ in found.values() for step in recipe.steps}
-        for name, control, params in (
-            ("same", "control.identity", {}),
-            ("slower-3", "control.slowdown", {"percent": 3}),
-        ):
+        served = any(target.traffic for target in declared.targets)
+        looped = any(not target.traffic for target in declared.targets)
+        controls = [("same", "control.identity", {}), ("slower-3", "control.slowdown", {"percent": 3})]
+        # Of a service only more than that can be seen: much of a request's time is not its program's.
+        controls += [("slower-50", "control.slowdown", {"percent": 50})] if served else []
+        for name, control, params in controls[:1] + controls[1 if looped else 2 :]:
             if control not in present:
                 if name in found:
                     raise InvalidInput(
@@ -149,6 +151,8 @@ def stage_problem(recipe: Recipe, start: type[Stage]) -> tuple[int, str, str] | 
     stage, origin = start, "the workload"
     for index, spec in enumerate(recipe.steps):
         step = registry.get_step(spec.name)
+        if serves(spec):
+            stage = Service  # what is no service yet is made one, in its plain form
         if stage not in step.consumes:
             wanted = step.consumes[0]
             bridges = [
@@ -168,8 +172,24 @@ def stage_problem(recipe: Recipe, start: type[Stage]) -> tuple[int, str, str] | 
 def final_stage(recipe: Recipe, start: type[Stage]) -> type[Stage]:
     """What a recipe that fits ends with."""
     for spec in recipe.steps:
-        start = registry.get_step(spec.name).produces or start
+        start = Service if serves(spec) else registry.get_step(spec.name).produces or start
     return start
+
+
+def serves(spec: StepSpec) -> bool:
+    """Whether a step is done to a service, or makes one."""
+    step = registry.get_step(spec.name)
+    return step.consumes == (Service,) or step.produces is Service
+
+
+def check_served(recipe: Recipe, location: Location, traffic: Sequence[bool], document: Document) -> None:
+    """A recipe of a service needs a target with traffic."""
+    if any(map(serves, recipe.steps)) and not any(traffic):
+        raise InvalidInput(
+            f"recipe '{recipe.name}' makes a service, and no target has traffic",
+            where=document.position(location, key=True),
+            do="Declare `traffic:`, and name it in a target: `- {traffic: NAME}`.",
+        )
 
 
 # --- checks that the rest of a suite needs too ---

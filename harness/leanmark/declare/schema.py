@@ -34,6 +34,8 @@ Seconds = Annotated[float, BeforeValidator(units.seconds), _as_text(units.TIME_P
 Tolerance = Annotated[
     float, BeforeValidator(units.share), Field(ge=0, le=1), _as_text(units.SHARE_PATTERN, "2%", "0.5pp")
 ]
+Rate = Annotated[float, BeforeValidator(units.rate), _as_text(units.RATE_PATTERN, "300/s")]
+Bandwidth = Annotated[float, BeforeValidator(units.bandwidth), _as_text(units.BANDWIDTH_PATTERN, "100Mbit/s")]
 Switch = Annotated[bool, BeforeValidator(_switch, json_schema_input_type=Literal["on", "off"] | bool)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 ImportName = Annotated[str, Field(pattern=IMPORT_PATTERN)]
@@ -64,19 +66,58 @@ def _kind(value: Any) -> str:
 
 
 class TargetDeclaration(_Strict):
-    """Where and how variants run; a sweep of threads or batch sizes stands for a target each."""
+    """Where and how variants run; a sweep of threads or batch sizes stands for a target each.
+
+    traffic: the name of what it gets as a service, instead of batches. workloads and recipes: those that it is for;
+    all, where none is named.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     runtime: str = "onnxruntime"
     threads: Annotated[Annotated[Threads, Tag("one")] | Annotated[ThreadSweep, Tag("sweep")], Discriminator(_kind)] = 1
     batch: Annotated[Annotated[Batch, Tag("one")] | Annotated[BatchSweep, Tag("sweep")], Discriminator(_kind)] = 1
+    traffic: str = ""
+    workloads: list[str] = Field(default_factory=list)
+    recipes: list[str] = Field(default_factory=list)
+
+
+Candidates = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class NetworkDeclaration(_Strict):
+    """A network in front of a service, simulated: how much goes through, and how long there and back takes."""
+
+    bandwidth: Bandwidth | None = None
+    rtt: Seconds | None = None
+
+
+class TrafficDeclaration(_Strict):
+    """What is asked of a service: how requests arrive, and what they ask for; see `traffic.Traffic`."""
+
+    scenario: Literal["single-stream", "server", "offline"] = "server"
+    rate: Rate = 100.0
+    candidates: Candidates | list[Candidates] | Literal["all"] = 1
+    top: int = Field(default=20, ge=1, le=1000)
+    zipf: float = Field(default=0.0, ge=0, le=5)
+    users: int = Field(default=0, ge=0)
+    catalogue: int = Field(default=0, ge=0, le=1_000_000)
+    requests: int = Field(default=4096, ge=64, le=65536)
+    duration: Seconds = 3.0
+    limit: Seconds = 0.1
+    search: bool = False
+    cache: Literal["warm", "cold"] = "warm"
+    features: Literal["request", "store"] = "request"
+    network: NetworkDeclaration = NetworkDeclaration()
+    price_an_hour: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class MeasureDeclaration(_Strict):
-    """How long and how often to measure. `budget` is seconds of turns a cell."""
+    """How long and how often to measure. `budget` is seconds of turns a cell; `rounds` are those of services."""
 
     budget: Seconds = 2.0
     launches: int = Field(default=5, ge=4, le=1000)
+    rounds: int = Field(default=4, ge=4, le=1000)
 
 
 class PrepareDeclaration(_Strict):
@@ -217,6 +258,7 @@ class SuiteDeclaration(_Strict):
     workloads: list[str | dict[str, Any]] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[0], min_length=1)
     recipes: dict[str, list[str | dict[str, Any]]] = Field(default_factory=dict)
+    traffic: dict[str, TrafficDeclaration] = Field(default_factory=dict)
     targets: list[TargetDeclaration] = Field(min_length=1)
     prepare: PrepareDeclaration = PrepareDeclaration()
     measure: MeasureDeclaration = MeasureDeclaration()

@@ -23,6 +23,7 @@ from leanmark.declare.recipes import (
     Placed,
     Recipe,
     check_chain,
+    check_served,
     check_size,
     check_unique,
     unfold_recipes,
@@ -38,6 +39,7 @@ from leanmark.declare.schema import (
     WorkloadOptions,
     explain,
 )
+from leanmark.declare.services import Scope, make_scope, make_target, make_traffic
 from leanmark.errors import InvalidInput, Position, did_you_mean
 from leanmark.registry import Workload
 from leanmark.results import Claim, Target
@@ -74,6 +76,8 @@ class Suite:
     patterns: tuple[Pattern, ...] = ()
     plugins: tuple[str, ...] = ()
     controls: bool = True
+    scopes: Mapping[str, Scope] = field(default_factory=dict[str, Scope])  # by target
+    rounds: int = 4
 
     @property
     def folder(self) -> Path:
@@ -98,9 +102,12 @@ def load(path: Path) -> Suite:
             registry.load_plugin(plugin, document.position(("plugins", index)))
     workloads = tuple(_workloads(declared, document, folder))
     recipes = tuple(unfold_recipes(declared, document))
-    targets = tuple(_targets(declared, document))
+    names = [workload.name for workload in workloads], [recipe.name for recipe, _ in recipes]
+    scopes = dict(_targets(declared, document, *names))
+    targets = tuple(scopes)
     for recipe, location in recipes:
         check_chain(recipe, location, workloads, document)
+        check_served(recipe, location, [target.traffic is not None for target in targets], document)
     check_size(len(workloads) * len(targets) * (len(recipes) + 2), document)
     return Suite(
         name=declared.suite,
@@ -119,6 +126,8 @@ def load(path: Path) -> Suite:
         patterns=tuple(_patterns(declared, document)),
         plugins=tuple(declared.plugins),
         controls=declared.controls,
+        scopes={target.id: scope for target, scope in scopes.items()},
+        rounds=declared.measure.rounds,
     )
 
 
@@ -283,22 +292,29 @@ def _claims(declared: SuiteDeclaration, document: Document, recipes: Sequence[st
 # --- targets and the rest --------------------------------------------------------
 
 
-def _targets(declared: SuiteDeclaration, document: Document) -> Iterator[Target]:
+def _targets(
+    declared: SuiteDeclaration, document: Document, workloads: Sequence[str], recipes: Sequence[str]
+) -> Iterator[tuple[Target, Scope]]:
     seen: set[str] = set()
+    traffic = make_traffic(declared, document)
     for index, entry in enumerate(declared.targets):
+        location: Location = ("targets", index)
+        scope = make_scope(entry, workloads, recipes, location, document)
         with Placed(document, ("targets", index, "runtime")):
             runtime = registry.get_runtime(entry.runtime)
         if entry.device not in runtime.devices:
             raise InvalidInput(
                 f"{runtime.name} does not run on {entry.device}", where=document.position(("targets", index, "device"))
             )
-        for threads, batch in itertools.product(_values(entry.threads), _values(entry.batch)):
-            target = Target(entry.device, entry.runtime, threads, batch)
+        service = make_target(entry, traffic, location, document)
+        each = itertools.product(_values(entry.threads), _values(entry.batch))
+        loops = [Target(entry.device, entry.runtime, threads, batch) for threads, batch in each]
+        for target in loops if service is None else [service]:
             if target.id in seen:
                 where = document.position(("targets", index))
                 raise InvalidInput(f"the target {target.id} stands here twice", where=where)
             seen.add(target.id)
-            yield target
+            yield target, scope
 
 
 def _values(declared: int | ThreadSweep | BatchSweep) -> list[int]:

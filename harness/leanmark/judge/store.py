@@ -130,6 +130,7 @@ _KINDS: dict[str, dict[str, type]] = {
     "inspected": {"cell": str, "inspected": dict},
     "compared": {"cell": str, "beside": str, "compared": dict},
     "launch": {"block": str, "samples": str, "facts": dict},
+    "served": {"block": str, "what": str, "found": dict},
 }
 
 

@@ -23,12 +23,14 @@ from leanmark.prepare.artifacts import Entry, Keys, Origin, Store, is_shipped, m
 from leanmark.prepare.base import make_base, seed_generators
 from leanmark.registry import Workload
 from leanmark.results import Cost, Evidence, Footprint, Status, StepSpec
-from leanmark.stages import Artifact, Context, Program, Split, TorchModel, save
+from leanmark.stages import AnyStage, Artifact, Context, Program, Service, Split, TorchModel, save
+from leanmark.traffic import Traffic
 from leanmark.workloads import split_store
 
 # Exact steps are checked on so many examples of the validation split.
 _EXACT_EXAMPLES = 256
 _SECONDS_BETWEEN_REPORTS = 0.2
+NOWHERE = "redis://127.0.0.1:1/0"
 
 # What a step gets where the workload's data lack a split. Nobody trains on other splits.
 _STAND_INS = {"validation": ("calibration", "train"), "calibration": ("validation", "train")}
@@ -198,7 +200,7 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
 
     read: list[Path] = []
 
-    def run() -> TorchModel | Program:
+    def run() -> AnyStage:
         context.progress(0.0, spec.name)
         seed_generators(context.seed)  # a step that draws without asking for a generator draws the same again
         none: list[Path] = []
@@ -207,11 +209,11 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
         if not is_shipped(step.function):
             read.extend(files)
         wanted = step.produces or source.stage
-        if not isinstance(stage, (TorchModel, Program)) or not isinstance(stage, wanted):
+        if not isinstance(stage, (TorchModel, Program, Service)) or not isinstance(stage, wanted):
             raise PreparationError(f"{spec.name} returned {type(stage).__name__}, not a {wanted.__name__}")
         return stage
 
-    def facts(stage: TorchModel | Program) -> tuple[Mapping[str, int | None], float | None]:
+    def facts(stage: AnyStage) -> tuple[Mapping[str, int | None], float | None]:
         difference = None
         if step.exact is not None:
             difference = _answers_moved(source.load(), stage, context)
@@ -228,8 +230,8 @@ def _step(spec: StepSpec, before: Entry, key: str, store: Store, context: Contex
 def _make(
     key: str,
     store: Store,
-    run: Callable[[], TorchModel | Program],
-    facts: Callable[[TorchModel | Program], tuple[Mapping[str, int | None], float | None]],
+    run: Callable[[], AnyStage],
+    facts: Callable[[AnyStage], tuple[Mapping[str, int | None], float | None]],
     depends: Callable[[], Sequence[tuple[str, str]]] = tuple,
 ) -> Entry:
     with store.lock(key):
@@ -284,11 +286,13 @@ class _Splits:
         )
 
 
-def _counts(stage: TorchModel | Program, context: Context) -> Mapping[str, int | None]:
+def _counts(stage: AnyStage, context: Context) -> Mapping[str, int | None]:
     if isinstance(stage, TorchModel):
         parameters, nonzero = counting.parameter_counts(stage)
         example = context.split("validation").head(1)
         return {"parameters": parameters, "nonzero_parameters": nonzero, "macs": counting.macs(stage, example.inputs)}
+    if isinstance(stage, Service):
+        return {}
     from onnx import numpy_helper
 
     weights = [numpy_helper.to_array(tensor) for tensor in stage.proto().graph.initializer]
@@ -300,7 +304,7 @@ def _counts(stage: TorchModel | Program, context: Context) -> Mapping[str, int |
     }
 
 
-def _answers_moved(before: TorchModel | Program, after: TorchModel | Program, context: Context) -> float:
+def _answers_moved(before: AnyStage, after: AnyStage, context: Context) -> float:
     """Largest difference between the answers of two stages, relative to the largest answer."""
     examples = context.split("validation").head(_EXACT_EXAMPLES)
     old, new = _answers(before, examples), _answers(after, examples)
@@ -315,7 +319,7 @@ def _answers_moved(before: TorchModel | Program, after: TorchModel | Program, co
     return moved
 
 
-def _answers(stage: TorchModel | Program, examples: Split) -> list[np.ndarray[Any, Any]]:
+def _answers(stage: AnyStage, examples: Split) -> list[np.ndarray[Any, Any]]:
     import tempfile
 
     import torch
@@ -324,6 +328,8 @@ def _answers(stage: TorchModel | Program, examples: Split) -> list[np.ndarray[An
 
     with tempfile.TemporaryDirectory() as folder:
         artifact = save(stage, Path(folder))
+        if isinstance(stage, Service):
+            return _answered(artifact, examples)
         load = runtimes.load_torch if isinstance(stage, TorchModel) else runtimes.load_onnxruntime
         try:
             session = load(artifact, 1, "cpu")
@@ -335,9 +341,18 @@ def _answers(stage: TorchModel | Program, examples: Split) -> list[np.ndarray[An
             torch.set_flush_denormal(False)
 
 
-def _fixed_batch(stage: TorchModel | Program) -> int | None:
+def _answered(artifact: Artifact, examples: Split) -> list[np.ndarray[Any, Any]]:
+    """What a service answers, asked in its own process; without a server beside it, what it shares is not shared."""
+    from leanmark.runtimes import load_onnxruntime
+    from leanmark.serving.asking import answers
+    from leanmark.serving.making import make_handler
+
+    return [answers(make_handler(artifact, Traffic("check"), load_onnxruntime, 1, NOWHERE), examples)]
+
+
+def _fixed_batch(stage: AnyStage) -> int | None:
     """The batch size that a program was exported for; None if it takes any."""
-    if isinstance(stage, TorchModel):
+    if not isinstance(stage, Program):
         return None
     dimensions = [value.type.tensor_type.shape.dim for value in stage.proto().graph.input]
     return next((int(shape[0].dim_value) for shape in dimensions if shape and shape[0].dim_value > 0), None)

@@ -9,9 +9,10 @@ from annotated_types import Ge, Le
 
 from leanmark.errors import NotApplicable, PreparationError
 from leanmark.graphs import op_counts, quiet
+from leanmark.onnx_files import strip_provenance
 from leanmark.registry import step
 from leanmark.results import Evidence
-from leanmark.stages import Artifact, Context, Program, Split, TorchModel, strip_provenance
+from leanmark.stages import Artifact, Context, Program, Split, TorchModel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,20 +69,27 @@ def to_onnx(stage: TorchModel, ctx: Context, *, opset: Annotated[int, Ge(18), Le
     """
     if any(type(part).__name__ == "SparseLinear" for part in stage.module.modules()):
         raise NotApplicable("ONNX has no products with sparse weights", do="Run this recipe on torch.")
-    examples = ctx.split("validation").head(EXAMPLES)
+    return Program(program_of(stage.module, ctx.split("validation").head(EXAMPLES), opset), stage.delivery)
+
+
+def program_of(module: nn.Module, examples: Split, opset: int = 20, lengths: Mapping[str, int] | None = None) -> bytes:
+    """A module as a serialized ONNX model. Raises PreparationError.
+
+    examples: `EXAMPLES` of what it takes, by position. lengths: by input, the axis along which it may be shorter.
+    """
     with quiet():
-        model = _export(stage.module, examples, opset)
+        model = _export(module, examples, opset, lengths or {})
         _name_outputs(model)
         _settle(model)
-        serialized = _serialize(model)
-    return Program(serialized, stage.delivery)
+        return _serialize(model)
 
 
-def _export(module: nn.Module, examples: Split, opset: int) -> ir.Model:
+def _export(module: nn.Module, examples: Split, opset: int, lengths: Mapping[str, int]) -> ir.Model:
     import torch
 
     module.eval()
-    batch = torch.export.Dim("batch")
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    free = [{0: batch, **({lengths[name]: length} if name in lengths else {})} for name in examples.inputs]
     arguments = tuple(torch.from_numpy(array.copy()) for array in examples.inputs.values())
     try:
         exported = torch.onnx.export(
@@ -93,7 +101,7 @@ def _export(module: nn.Module, examples: Split, opset: int) -> ir.Model:
             verbose=False,
             opset_version=opset,
             input_names=list(examples.inputs),
-            dynamic_shapes=tuple({0: batch} for _ in arguments),
+            dynamic_shapes=tuple(free),
         )
     except Exception as error:
         raise PreparationError(

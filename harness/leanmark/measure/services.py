@@ -1,0 +1,451 @@
+"""Services under traffic: their processes, the generator in front of them, and rounds A B B A of tests.
+
+All sides of a block are there at once, on the same core, each with a socket of its own; the generator is on another.
+What is tested runs alone: the others wait for requests that do not come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmark import registry
+from leanmark.arrays import Array
+from leanmark.arrays import numpy as np
+from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
+from leanmark.host import one_per_core
+from leanmark.jsonable import from_json
+from leanmark.measure.rounds import PROBE_SECONDS, BlockServed, Check, Round, Test, first_rate, next_rate
+from leanmark.measure.sides import Side, SideError
+from leanmark.processes import Child, Death, Fresh
+from leanmark.results import ColdStart, Status
+from leanmark.serving.config import ServiceConfig
+from leanmark.stages import Artifact
+from leanmark.traffic import Scenario, Traffic
+
+_OPEN_SECONDS = 300.0
+_ASK_SECONDS = 60.0
+_ANSWER_SECONDS = 900.0
+# A test is given up when it lasts this many times as long as it should, and some seconds.
+_PATIENCE = 4.0
+# What fills no cache only warms up.
+_WARM_SECONDS = 0.5
+_OFFLINE_HASTE = 3.0
+_REDIS_MEMORY = "256mb"
+# Requests that may be under way of an overloaded test: it ends where more are.
+_MOST_WAITING = 2000
+_LOG = (
+    *("completed_rate", "mean", "minimum", "p50", "p90", "p95", "p99"),
+    *("queries", "seconds", "busy", "rejected", "failed", "late", "lost"),
+)
+
+Tell = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Where services run, and where what is around them does; the same where there is one core only."""
+
+    services: tuple[int, ...]
+    around: tuple[int, ...]
+
+    @staticmethod
+    def of(cpus: Sequence[int], threads: int) -> Cores:
+        cores = one_per_core(cpus)
+        return Cores(tuple(cores[: max(1, min(threads, len(cores) - 1))]), (cores[-1],))
+
+
+def ask(child: Child, patience: float, /, **message: Any) -> dict[str, Any]:
+    """Send a request to a process and wait so many seconds for its answer. Raises SideError."""
+    try:
+        child.channel.send(message)
+        answer = child.channel.receive(patience)
+    except ChannelClosed:
+        raise SideError(child.death()) from None
+    except TimeoutError:
+        raise SideError(Death(Status.TIMEOUT, f"it did not answer within {patience:g} s")) from None
+    if "error" in answer:
+        raise SideError(Death(Status.FAILED, str(answer["error"])[:500]))
+    return answer
+
+
+def traffic_of(side: Side) -> Traffic:
+    """The traffic of a side."""
+    assert side.target.traffic is not None
+    return side.target.traffic
+
+
+class Running:
+    """The processes of one side: its instances, and its neighbours."""
+
+    def __init__(self, side: Side, cores: Cores, redis_url: str = "", folder: Path | None = None) -> None:
+        self.side, self._cores, self._url, self._folder = side, cores, redis_url, folder
+        self.config = ServiceConfig.read(Artifact.open(side.artifact).manifest["service"])
+        self.instances: list[Child] = []
+        self.neighbours: list[Child] = []
+        self.sockets: list[str] = []
+
+    def open(self) -> ColdStart:
+        """Load it; what that cost its first instance. Raises SideError."""
+        costs: list[ColdStart] = []
+        for _ in range(self.config.batching.instances):
+            child = Fresh("leanmark.serving.process", threads=self.side.target.threads, code=self.side.code)
+            self.instances.append(child)
+            costs.append(self._opened(child))
+        return costs[0]
+
+    def _opened(self, child: Child) -> ColdStart:
+        opening = self.side.opening()
+        answer = ask(
+            child,
+            _OPEN_SECONDS,
+            op="open",
+            **{key: opening[key] for key in ("artifact", "splits", "loader", "library", "threads")},
+            traffic=asdict(traffic_of(self.side)),
+            cpus=list(self._cores.services),
+            redis_url=self._url,
+            cache_name=f"{time.time_ns():x}-{self.side.name}",
+            socket="" if self._folder is None else self._socket(),
+        )
+        if answer["protocol"] != PROTOCOL_VERSION:
+            raise SideError(Death(Status.FAILED, f"it speaks version {answer['protocol']} of the worker protocol"))
+        return from_json(ColdStart, {**answer["cold_start"], "rss_peak_bytes": answer["peak"]})
+
+    def _socket(self) -> str:
+        assert self._folder is not None
+        self.sockets.append(str(self._folder / f"s{len(self.sockets)}"))
+        return self.sockets[-1]
+
+    def answers(self) -> dict[str, Any]:
+        """What its first instance answers on the test split. Raises SideError."""
+        return ask(self.instances[0], _ANSWER_SECONDS, op="answers")
+
+    def serve(self) -> None:
+        """Listen for requests. Raises SideError."""
+        for child in self.instances:
+            ask(child, _ASK_SECONDS, op="serve")
+        for _ in range(self.config.neighbours):
+            child = Fresh("leanmark.serving.neighbour", threads=1, code=self.side.code)
+            self.neighbours.append(child)
+            loader = registry.get_runtime(self.side.target.runtime).loader
+            cpus = list(self._cores.services)
+            ask(child, _OPEN_SECONDS, artifact=str(self.side.artifact), loader=loader, cpus=cpus)
+
+    def counts(self) -> list[dict[str, Any]]:
+        """What each instance did since it was last asked. Raises SideError."""
+        return [ask(child, _ASK_SECONDS, op="counts") for child in self.instances]
+
+    def forget(self) -> None:
+        """Empty all caches. Raises SideError."""
+        for child in self.instances:
+            ask(child, _ASK_SECONDS, op="forget")
+
+    def begin_neighbours(self) -> None:
+        for child in self.neighbours:
+            child.channel.send({})
+
+    def end_neighbours(self) -> float:
+        """Seconds that they computed, together. Raises SideError."""
+        return sum(float(ask(child, _ASK_SECONDS)["busy"]) for child in self.neighbours)
+
+    def close(self) -> None:
+        for child in (*self.instances, *self.neighbours):
+            child.kill()
+
+
+class Bench:
+    """All services of a block, the generator, and a Redis server if one of them needs it.
+
+    Use as a context manager; leaving it ends all of them.
+    """
+
+    def __init__(self, sides: Sequence[Side], cpus: Sequence[int]) -> None:
+        self.sides = {side.name: side for side in sides}
+        self.traffic = traffic_of(sides[0])
+        self.cores = Cores.of(cpus, sides[0].target.threads)
+        self.deaths: dict[str, Death] = {}
+        self.running: dict[str, Running] = {}
+        self._rates: dict[str, float] = {}  # of offline traffic, in requests a second
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Bench:
+        try:
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanmark-services-")))
+            self._generator = self._kept(Fresh("leanmark.measure.generator"))
+            self._redis = self._redis_url()
+            for number, side in enumerate(self.sides.values()):
+                own = folder / str(number)
+                own.mkdir()
+                self._attempt(side.name, lambda side=side, own=own: self._open(side, own))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for running in self.running.values():
+            running.close()
+        self._stack.close()
+
+    def _kept(self, child: Fresh) -> Fresh:
+        self._stack.callback(child.kill)
+        return child
+
+    def _redis_url(self) -> str | SideError:
+        """Of a server that is started where a side needs one and names none."""
+        cachings = [
+            ServiceConfig.read(Artifact.open(side.artifact).manifest["service"]).caching for side in self.sides.values()
+        ]
+        if not any(own is not None and own.tier != "instance" and not own.redis_url for own in cachings):
+            return ""
+        child = self._kept(Fresh("leanmark.measure.redis_server"))
+        try:
+            told = ask(child, _ASK_SECONDS, cpus=list(self.cores.around), memory=_REDIS_MEMORY)
+        except SideError as error:
+            return error
+        return SideError(Death(Status.SKIPPED, told["missing"])) if "missing" in told else str(told["url"])
+
+    def _open(self, side: Side, folder: Path) -> None:
+        if _needs_redis(side) and isinstance(self._redis, SideError):
+            raise self._redis
+        running = Running(side, self.cores, "" if isinstance(self._redis, SideError) else self._redis, folder)
+        self.running[side.name] = running
+        running.open()
+        running.serve()
+        ask(
+            self._generator,
+            _OPEN_SECONDS,
+            op="open",
+            name=side.name,
+            artifact=str(side.artifact),
+            splits=str(side.splits),
+            traffic=asdict(self.traffic),
+            sockets=running.sockets,
+            cpus=list(self.cores.around),
+        )
+        warm = self.traffic.warm and running.config.caching is not None
+        seconds = _OPEN_SECONDS if warm else _WARM_SECONDS
+        found = ask(self._generator, _OPEN_SECONDS + _ASK_SECONDS, op="warm", name=side.name, seconds=seconds)
+        # Offline, LoadGen must know about how many it can ask at once for its test to last long enough.
+        self._rates[side.name] = _OFFLINE_HASTE * found["rate"]
+
+    def _attempt(self, name: str, what: Callable[[], Any]) -> Any:
+        """What it gives; None where the side dies of it."""
+        try:
+            return what()
+        except SideError as error:
+            self.deaths[name] = error.death
+            if name in self.running:
+                self.running.pop(name).close()
+            return None
+
+    @property
+    def alive(self) -> list[str]:
+        return [name for name in self.sides if name not in self.deaths]
+
+    def round(self, number: int, tell: Tell) -> Round:
+        """Every side that lives twice, there and back again, all with the same arrivals and the same requests."""
+        order = [
+            self.alive[index] for index in np.random.default_rng([number, len(self.alive)]).permutation(len(self.alive))
+        ]
+        tests: list[Test] = []
+        there_and_back = [*order, *reversed(order)]
+        for index, name in enumerate(there_and_back):
+            if name in self.deaths:
+                continue
+            tell(index / len(there_and_back), name)
+            seed = 1000 * number + (index >= len(order))
+            test = self._attempt(name, lambda name=name, seed=seed: self.test(name, self.traffic.rate, seed))
+            if test is not None:
+                tests.append(test)
+        return Round(tuple(test for test in tests if test.side not in self.deaths), dict(self.deaths))
+
+    def test(self, name: str, rate: float, seed: int, seconds: float | None = None) -> Test:
+        """One test of LoadGen's. Raises SideError."""
+        running, traffic = self.running[name], self.traffic
+        if not traffic.warm:
+            running.forget()
+        running.counts()
+        lasting = max(
+            seconds or traffic.seconds, traffic.queries / rate if traffic.scenario is Scenario.SERVER else 0.0
+        )
+        running.begin_neighbours()
+        found = ask(
+            self._generator,
+            _PATIENCE * lasting + _ASK_SECONDS,
+            op="test",
+            name=name,
+            scenario=traffic.scenario.value,
+            seconds=lasting,
+            most_seconds=_PATIENCE * lasting + 10,
+            queries=traffic.queries,
+            seed=seed + traffic.seed + 1,
+            rate=rate,
+            limit_seconds=traffic.limit_seconds,
+            percentile=traffic.percentile,
+            most_waiting=_MOST_WAITING,
+        )
+        busy = running.end_neighbours()
+        return test_of(name, rate, found, running.counts(), busy)
+
+    def search(
+        self, names: Sequence[str], before: Mapping[str, Sequence[Test]], tell: Tell
+    ) -> dict[str, tuple[Test, ...]]:
+        """The probes for the highest rate of some sides, each one's first, then each one's second, and so on."""
+        probes: dict[str, list[Test]] = {name: [] for name in names}
+        ended: set[str] = set()
+        number = 0
+        while len(ended) < len(names):
+            for name in names:
+                rate = next_rate(probes[name], self.traffic, first_rate(before[name])) if name in self.alive else None
+                if name in ended or rate is None:
+                    ended.add(name)
+                    continue
+                tell(min(1.0, number / (6 * len(names))), f"{name}: {rate:.0f} requests/s")
+                number += 1
+                seed = 500_000 + len(probes[name])
+                test = self._attempt(
+                    name, lambda name=name, rate=rate, seed=seed: self.test(name, rate, seed, PROBE_SECONDS)
+                )
+                if test is not None:
+                    probes[name].append(test)
+        return {name: tuple(tests) for name, tests in probes.items()}
+
+    def checks(self, reference: str, limits: Mapping[str, float | None]) -> dict[str, Check]:
+        """Every side's answers beside the reference's; limits: what a side may move them by, None for any."""
+        answers = {
+            name: found
+            for name in self.alive
+            if (found := self._attempt(name, lambda name=name: self._answers(name))) is not None
+        }
+        if reference not in answers:
+            return {}
+        return {name: check(found, answers[reference], limits.get(name)) for name, found in answers.items()}
+
+    def _answers(self, name: str) -> dict[str, Any]:
+        return ask(self._generator, _ANSWER_SECONDS, op="answers", name=name)
+
+
+def _needs_redis(side: Side) -> bool:
+    """Whether it has a shared tier, and names no server for it."""
+    caching = ServiceConfig.read(Artifact.open(side.artifact).manifest["service"]).caching
+    return caching is not None and caching.tier != "instance" and not caching.redis_url
+
+
+def test_of(name: str, rate: float, found: Mapping[str, Any], counts: Sequence[Mapping[str, Any]], busy: float) -> Test:
+    """What LoadGen and the instances of a service say of a test."""
+    seconds = float(found["seconds"])
+    batches: dict[str, int] = {}
+    tiers: dict[str, dict[str, float]] = {}
+    for item in counts:
+        for rows, number in item["batches"].items():
+            batches[rows] = batches.get(rows, 0) + number
+        for tier, values in item["tiers"].items():
+            before = tiers.get(tier, {})
+            joined = {key: before.get(key, 0.0) + value for key, value in values.items()}
+            joined["oldest_seconds"] = max(before.get("oldest_seconds", 0.0), values["oldest_seconds"])
+            tiers[tier] = joined
+    used = [item for item in counts if item["requests"]]
+    work = {key: sum(item["work"][key] for item in counts) for key in counts[0]["work"]}
+    log = {key: found[key] for key in _LOG if key in found}
+    log |= {key: float(found.get(f"{key}_ns", 0.0)) * 1e-9 for key in ("mean", "minimum", "p50", "p90", "p95", "p99")}
+    return Test(
+        side=name,
+        rate=rate,
+        valid=found.get("validity") == "VALID",
+        reason=str(found.get("reason", "it wrote no result"))[:300],
+        service_busy=sum(item["busy"] for item in counts) / seconds,
+        requests=sum(item["requests"] for item in counts),
+        failure=next((item["reason"] for item in counts if item["reason"]), ""),
+        bytes_in=sum(item["bytes_in"] for item in counts),
+        bytes_out=sum(item["bytes_out"] for item in counts),
+        waited=_middle([item["waited"] for item in used]),
+        computed=_middle([item["computed"] for item in used]),
+        decoded_seconds=sum(item["decoded_seconds"] for item in counts),
+        batches=batches,
+        work=work,
+        tiers=tiers,
+        instances_used=len(used),
+        neighbours_busy=busy / seconds,
+        **{key: log.get(key, 0) for key in _LOG},
+    )
+
+
+def _middle(found: Sequence[Sequence[float] | None]) -> tuple[float, float] | None:
+    known = [item for item in found if item is not None]
+    return (float(np.mean([item[0] for item in known])), max(item[1] for item in known)) if known else None
+
+
+def check(own: Mapping[str, Any], reference: Mapping[str, Any], limit: float | None) -> Check:
+    """Answers to the same requests beside each other; wrong is what moved beyond `limit`, relative to the largest."""
+    both = np.intersect1d(own["indices"], reference["indices"])
+    if not len(both):
+        return Check(0, 0, 0.0, int(own["changed"]))
+    mine, theirs = (_by_request(found, both) for found in (own, reference))
+    scale = max(1.0, max(float(np.abs(array).max(initial=0.0)) for array in theirs))
+    moved = np.array(
+        [
+            float(np.abs(a - b).max(initial=0.0)) / scale if a.shape == b.shape else np.inf
+            for a, b in zip(mine, theirs, strict=True)
+        ]
+    )
+    moved = np.nan_to_num(moved, nan=np.inf)
+    wrong = 0 if limit is None else int((moved > limit).sum())
+    return Check(len(both), wrong, float(min(moved.max(), 1e30)), int(own["changed"]))
+
+
+def _by_request(found: Mapping[str, Any], wanted: Array) -> list[Array]:
+    """The answer to each of some requests."""
+    ends = np.cumsum(found["rows"])
+    parts = np.split(np.asarray(found["of_answer"], np.float64), ends[:-1])
+    at = {int(index): place for place, index in enumerate(found["indices"])}
+    return [parts[at[int(index)]] for index in wanted]
+
+
+def play(
+    sides: Sequence[Side],
+    rounds: int,
+    cpus: Sequence[int],
+    limits: Mapping[str, float | None],
+    before: BlockServed,
+    keep: Callable[[str, Any], None],
+    tell: Tell,
+) -> BlockServed:
+    """Rounds, probes and checks of some services; the first is the reference. What `before` has is not done again.
+
+    keep: told of each piece as it is done, under `round`, `probes` or `checks`.
+    """
+    traffic = traffic_of(sides[0])
+    if len(before.rounds) >= rounds and before.checks and (before.probes or not traffic.search):
+        return before
+    done = list(before.rounds)
+    share = 0.5 if traffic.search else 1.0
+    with Bench(sides, cpus) as bench:
+        reference = sides[0].name
+        while len(done) < rounds and reference in bench.alive:
+            first = share * len(done) / rounds
+            played = bench.round(
+                len(done),
+                lambda part, text, first=first: tell(first + share * part / rounds, f"{text}, round {len(done) + 1}"),
+            )
+            done.append(played)
+            keep("round", played)
+        found = BlockServed(tuple(done), before.probes, before.checks)
+        if traffic.search and not found.probes and reference in bench.alive:
+            able = {name: tests for name in bench.alive if (tests := found.tests(name))}
+            probes = bench.search(list(able), able, lambda part, text: tell(share + share * part, text))
+            keep("probes", probes)
+            found = BlockServed(found.rounds, probes, found.checks)
+        checks = bench.checks(reference, limits)
+        keep("checks", checks)
+        deaths = dict(bench.deaths)
+    if deaths:
+        played = Round((), deaths)
+        keep("round", played)
+        return BlockServed((*found.rounds, played), found.probes, checks)
+    return BlockServed(found.rounds, found.probes, checks)
