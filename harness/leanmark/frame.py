@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pandas as pd
 
 from leanmark.jsonable import Json
 from leanmark.results import Interval, Result, Run
+from leanmark.traffic import Served
 
 COLUMNS = [
     *["run", "suite", "cell", "workload", "recipe", "target", "role", "status"],
@@ -56,6 +59,9 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
     if result.quality is not None:
         add(result.quality.metric, "fraction", result.quality.score)
         add(f"{result.quality.metric}_difference", "fraction", result.quality.difference)
+    if result.served is not None:
+        for name, unit, value in _of_service(result.served):
+            add(name, unit, value, result.served.queries)
     if result.timing is not None:
         timing = result.timing
         add("latency_median", "seconds", timing.median, timing.calls)
@@ -82,3 +88,24 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
     if result.energy is not None:
         add("energy", "joules/call", result.energy.joules)
     return rows
+
+
+def _of_service(served: Served) -> Iterator[tuple[str, str, float | None]]:
+    """What a service did, as names, units and values."""
+    yield "request_size", "bytes", served.bytes_in
+    yield "answer_size", "bytes", served.bytes_out
+    for name, spread in (("waiting", served.waiting), ("computing", served.computing)):
+        yield f"{name}_median", "seconds", None if spread is None else spread.median
+        yield f"{name}_p99", "seconds", None if spread is None else spread.p99
+    yield "rows_computed", "rows/request", served.computed
+    yield "padding", "fraction", served.padding
+    for name, use in served.tiers.items():
+        yield f"hit_rate_{name}", "fraction", use.hit_rate
+        yield f"evicted_{name}", "count", use.evicted
+        yield f"mean_age_{name}", "seconds", use.mean_age_seconds
+    if served.highest is not None:
+        yield "highest_rate", "requests/second", served.highest[0]
+        yield "lowest_rate_too_high", "requests/second", served.highest[1]
+    yield "cost_per_million", "price", served.cost_per_million
+    yield "rejected", "count", served.rejected
+    yield "wrong_answers", "count", served.wrong

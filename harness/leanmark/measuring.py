@@ -175,7 +175,6 @@ class _Block:
         if not alive or alive[0].role is not Role.REFERENCE:
             return BlockServed()
         start = self.meter.shares["measure"]
-        label = self.name.partition("/")[2]
         return services.play(
             [side_of(self.planned, cell, self.findings.prepared[cell.id][0]) for cell in alive],
             self.planned.plan.suite.rounds,
@@ -183,7 +182,7 @@ class _Block:
             {cell.id: assembly.exact_limit(cell) for cell in alive},
             served_before(self.journal, self.name),
             lambda kind, found: self.journal.append("served", block=self.name, what=kind, found=_plain(found)),
-            lambda part, text: self.meter.reach("measure", start + self.share * part, f"{label}: {text}"),
+            lambda part, text: self.meter.reach("measure", start + self.share * part, text),
         )
 
     def _alive(self) -> list[Cell]:

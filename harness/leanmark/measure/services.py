@@ -20,10 +20,10 @@ from leanmark.arrays import numpy as np
 from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
 from leanmark.host import one_per_core
 from leanmark.jsonable import from_json
-from leanmark.measure.rounds import PROBE_SECONDS, BlockServed, Check, Round, Test, first_rate, next_rate
+from leanmark.measure.rounds import PROBE_SECONDS, PROBES, BlockServed, Check, Round, Test, first_rate, next_rate
 from leanmark.measure.sides import Side, SideError
 from leanmark.processes import Child, Death, Fresh
-from leanmark.results import ColdStart, Status
+from leanmark.results import ColdStart, Status, short_id
 from leanmark.serving.config import ServiceConfig
 from leanmark.stages import Artifact
 from leanmark.traffic import Scenario, Traffic
@@ -258,7 +258,7 @@ class Bench:
         for index, name in enumerate(there_and_back):
             if name in self.deaths:
                 continue
-            tell(index / len(there_and_back), name)
+            tell(index / len(there_and_back), short_id(name))
             seed = 1000 * number + (index >= len(order))
             test = self._attempt(name, lambda name=name, seed=seed: self.test(name, self.traffic.rate, seed))
             if test is not None:
@@ -271,9 +271,11 @@ class Bench:
         if not traffic.warm:
             running.forget()
         running.counts()
-        lasting = max(
-            seconds or traffic.seconds, traffic.queries / rate if traffic.scenario is Scenario.SERVER else 0.0
-        )
+        lasting = seconds or traffic.seconds
+        if traffic.scenario is Scenario.SERVER:
+            lasting = max(lasting, traffic.queries / rate)
+        elif traffic.scenario is Scenario.OFFLINE:
+            rate = self._rates[name]
         running.begin_neighbours()
         found = ask(
             self._generator,
@@ -306,7 +308,7 @@ class Bench:
                 if name in ended or rate is None:
                     ended.add(name)
                     continue
-                tell(min(1.0, number / (6 * len(names))), f"{name}: {rate:.0f} requests/s")
+                tell(min(1.0, number / (PROBES * len(names))), f"{short_id(name)}: {rate:.0f} requests/s")
                 number += 1
                 seed = 500_000 + len(probes[name])
                 test = self._attempt(

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from leanmark.publish.numbers import plural
 from leanmark.results import Footprint, Interval, Quality, Result, Role, Run, Status, StepSpec, Target
+from leanmark.traffic import Scenario, Served, Traffic
 
 LATENCY_TITLE: Final = "latency vs fp32, same runtime"
 EAGER_TITLE: Final = "latency vs torch eager"
@@ -44,7 +45,8 @@ class Group:
     def place(self) -> str:
         """The target in words: ``cpu, onnxruntime, 1 thread, batch 1``."""
         target = self.target
-        return f"{target.device}, {target.runtime}, {plural(target.threads, 'thread')}, batch {target.batch}"
+        how = f"batch {target.batch}" if target.traffic is None else traffic_words(target.traffic)
+        return f"{target.device}, {target.runtime}, {plural(target.threads, 'thread')}, {how}"
 
     @property
     def title(self) -> str:
@@ -135,6 +137,11 @@ class Row:
         return self.result.cold_start.rss_peak_bytes if self.result.cold_start else None
 
     @property
+    def served(self) -> Served | None:
+        """What it did as a service under traffic."""
+        return self.result.served
+
+    @property
     def artifact(self) -> str:
         """The first 12 characters of the artifact's content hash."""
         return (self.result.artifact or "").rpartition(":")[2][:12]
@@ -143,6 +150,29 @@ class Row:
     def competes(self) -> bool:
         """Whether the cell may be on a Pareto front: ok, and a model that one could ship here."""
         return self.ok and self.role in (Role.REFERENCE, Role.VARIANT)
+
+
+def traffic_words(traffic: Traffic) -> str:
+    """Traffic in words: ``300 requests/s, 1 to 32 candidates, Zipf 1``."""
+    words = [f"{traffic.rate:g} requests/s" if traffic.scenario is Scenario.SERVER else str(traffic.scenario)]
+    if traffic.candidates is None:
+        words.append("the whole catalogue")
+    elif traffic.candidates != (1, 1):
+        least, most = traffic.candidates
+        words.append(f"{least} to {most} candidates" if least < most else f"{most} candidates")
+    if traffic.catalogue:
+        words.append(f"{traffic.catalogue:,} items")
+    if traffic.zipf:
+        words.append(f"Zipf {traffic.zipf:g}")
+    if traffic.features == "store":
+        words.append("features from a store")
+    if traffic.bytes_a_second is not None:
+        words.append(f"{traffic.bytes_a_second * 8 / 1e6:g} Mbit/s")
+    if traffic.rtt_seconds:
+        words.append(f"{traffic.rtt_seconds * 1e3:g} ms there and back")
+    if not traffic.warm:
+        words.append("cold caches")
+    return ", ".join(words)
 
 
 Measure = Callable[[Row], float | None]

@@ -137,6 +137,14 @@ def seconds(duration: float | None) -> str:
     return MISSING
 
 
+def rate(bracket: tuple[float, float | None] | None) -> Figure:
+    """A highest rate as a search found it, and the lowest that was too much: ``412/s [412, 466]``."""
+    if bracket is None or not math.isfinite(bracket[0]):
+        return NOTHING
+    low, high = bracket
+    return Figure(f"{low:,.0f}/s", f"[{low:,.0f}, {MISSING if high is None else f'{high:,.0f}'}]")
+
+
 def percent(fraction: float | None) -> str:
     """A fraction in percent with two significant digits: ``1.2 %``."""
     if fraction is None or not math.isfinite(fraction):

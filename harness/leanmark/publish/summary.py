@@ -78,6 +78,10 @@ def _print_group(group: Group, members: Sequence[Row], front: frozenset[str], co
 
     metric = next((row.quality.metric for row in members if row.quality is not None), "quality")
     header = ("variant", visible(metric, 24), "size", LATENCY_TITLE, EAGER_TITLE, "status")
+    traffic = group.target.traffic
+    if traffic is not None:
+        highest = f"highest rate with p99 within {numbers.seconds(traffic.limit_seconds)}"
+        header = (*header[:2], "a request", f"{traffic.figure} vs plain service", highest, "status")
     lines = [_Line.of(row, row.id in front) for row in members]
     inline = [line.cells(two_lines=False) for line in lines]
     wide = sum(_widths(inline, header)) + _WIDE_GAP * (len(header) - 1) <= console.width
@@ -105,7 +109,11 @@ class _Line:
     @staticmethod
     def of(row: Row, on_front: bool) -> _Line:
         size = numbers.size(row.footprint.size_bytes if row.footprint else None)
-        figures = (numbers.quality(row.quality), Figure(size), numbers.ratio(row.latency), numbers.ratio(row.eager))
+        last = numbers.ratio(row.eager)
+        if row.group.target.traffic is not None:
+            size = numbers.size(round(row.served.bytes_in) if row.served else None)
+            last = numbers.rate(row.served.highest if row.served else None)
+        figures = (numbers.quality(row.quality), Figure(size), numbers.ratio(row.latency), last)
         return _Line(row, visible(row.variant, NAME_LIMIT) + (" *" if on_front else ""), figures)
 
     def cells(self, *, two_lines: bool) -> tuple[str, ...]:
