@@ -367,11 +367,14 @@ def _known_parts(document: Document, base: Location, parts: tuple[str | int, ...
 
 def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     current: Any = model
+    is_name = False  # of an entry of a mapping, which is no field
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         arguments = getattr(annotation, "__args__", ())
+        is_name = getattr(annotation, "__origin__", None) is dict
         candidates = [annotation, *arguments]
         current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if current is None:

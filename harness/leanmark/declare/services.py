@@ -27,6 +27,13 @@ def make_traffic(declared: SuiteDeclaration, document: Document) -> dict[str, Tr
     """All declared traffic by name. Raises InvalidInput."""
     found: dict[str, Traffic] = {}
     used = {target.traffic for target in declared.targets}
+    for index, target in enumerate(declared.targets):
+        if target.traffic and target.traffic not in declared.traffic:
+            raise InvalidInput(
+                f"there is no traffic '{target.traffic}'",
+                where=document.position(("targets", index, "traffic")),
+                do=did_you_mean(target.traffic, declared.traffic) if declared.traffic else "Declare it: `traffic:`.",
+            )
     for name, entry in declared.traffic.items():
         location: Location = ("traffic", name)
         if not re.fullmatch(NAME_PATTERN, name) or re.fullmatch(r"b\d+", name):
@@ -91,12 +98,6 @@ def make_target(
     """The target of an entry that has traffic; None for one that has not. Raises InvalidInput."""
     if not entry.traffic:
         return None
-    if entry.traffic not in traffic:
-        raise InvalidInput(
-            f"there is no traffic '{entry.traffic}'",
-            where=document.position((*location, "traffic")),
-            do=did_you_mean(entry.traffic, traffic) if traffic else "Declare it under `traffic:`.",
-        )
     if entry.runtime != RUNTIME or entry.device != "cpu":
         raise InvalidInput(
             f"a service runs its programs on {RUNTIME} on the cpu",

@@ -39,7 +39,7 @@ def make_handler(
         Parts(
             programs,
             tables,
-            Store({name: tables[name] for name in ("query", "item")}).read if stored else None,
+            Store({name: tables[name] for name in ("query", "item") if name in tables}).read if stored else None,
             tiers if of == "features" else None,
             tiers if of == "embeddings" else None,
             None if config.index is None else make_search(config.index, tables, threads),
@@ -119,7 +119,6 @@ def built_index(index: Index, items: Array, centroids: Array | None) -> Any:
         coarse = faiss.IndexFlatIP(width)
         coarse.add(np.ascontiguousarray(centroids))
         built = faiss.IndexIVFFlat(coarse, width, len(centroids), faiss.METRIC_INNER_PRODUCT)
-        built.coarse = coarse  # which faiss knows by its address only
         built.is_trained, built.nprobe = True, index.probes
     else:
         built = faiss.IndexFlatIP(width)
