@@ -79,14 +79,23 @@ class Towers(nn.Module):
     sigmoid is the score.
     """
 
-    def __init__(self, query: int, item: int, hidden: int, width: int) -> None:
+    def __init__(self, query: int, item: int, hidden: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.query = nn.Sequential(nn.Dropout(0.3), nn.Linear(query, hidden), nn.ReLU(), nn.Linear(hidden, width))
-        self.item = nn.Sequential(nn.Dropout(0.3), nn.Linear(item, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.query, self.item = (
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(row, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            for row in (query, item)
+        )
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, query: Tensor, item: Tensor) -> Tensor:
         return (self.query(query) * self.item(item)).sum(dim=-1, keepdim=True) + self.bias
+
+
+class Product(nn.Module):
+    """The dot product of a query's row and an item's."""
+
+    def forward(self, query: Tensor, item: Tensor) -> Tensor:
+        return (query * item).sum(dim=-1, keepdim=True)
 
 
 def build_cross(
@@ -104,8 +113,20 @@ def build_cross(
 
 
 def build_towers(
-    *, users: int, items: int, user_features: int, item_features: int, width: int = 64, hidden: int = 128
+    *,
+    users: int,
+    items: int,
+    user_features: int,
+    item_features: int,
+    width: int = 64,
+    hidden: int = 128,
+    dropout: float = 0.3,
 ) -> Ranker:
-    """Two towers on tables of the same form."""
+    """Two towers on tables of the same form; `dropout` of their inputs is left out in training."""
     query, item = Table(users, user_features, width), Table(items, item_features, width)
-    return Ranker(query, item, Towers(query.width, item.width, hidden, width))
+    return Ranker(query, item, Towers(query.width, item.width, hidden, width, dropout))
+
+
+def build_product(*, users: int, items: int, width: int) -> Ranker:
+    """The product of two rows of `width` numbers, and nothing else: what floors are made of."""
+    return Ranker(Table(users, 0, width), Table(items, 0, width), Product())

@@ -1,6 +1,7 @@
 """Who took what, in order of time: split so that the future is never trained on, and scored as a ranking.
 
-An example is a query and its candidates; see `splits`. Metrics give a number an example, so differences are paired by user.
+An example is a query and its candidates; see `splits`. Metrics give a number an example, so that differences are
+paired by user.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RECALL_AT, NDCG_AT = 20, 10
 
 @dataclass(frozen=True)
 class Interactions:
-    """Users and items by number from 0, in the order in which they met; and what is known of each, in rows of numbers."""
+    """Users and items by number from 0, in the order in which they met; and what is known of each."""
 
     user: Array  # int64 (N,)
     item: Array  # int64 (N,)
@@ -47,7 +48,7 @@ def splits(found: Interactions, *, candidates: int = CANDIDATES, seed: int = 0) 
     Collaborative Filtering, which leaves out each user's last; here all items are ranked, as Krichene and Rendle 2020,
     On Sampled Metrics for Item Recommendation, advise.
     """
-    users, items = len(found.user_features), len(found.item_features)
+    items = len(found.item_features)
     rank = _from_last(found.user)
     draw = np.random.default_rng(seed)
     test, train = rank < HELD_OUT, rank >= HELD_OUT + VALIDATION
@@ -116,7 +117,10 @@ def taken_in(train: Split) -> tuple[Array, Array]:
 
 
 def ndcg(outputs: Array, targets: Array) -> Array:
-    """NDCG at 10 of each user's ranking, shape (N,); items that were taken before are left out (Järvelin, Kekäläinen 2002)."""
+    """NDCG@10 of each user's ranking, shape (N,); items that were taken before are left out.
+
+    Source: Järvelin, Kekäläinen 2002, Cumulated Gain-Based Evaluation of IR Techniques.
+    """
     hits = _hits(outputs, targets, NDCG_AT)
     discount = 1 / np.log2(np.arange(2, NDCG_AT + 2))
     wanted = np.minimum((targets == _TAKEN).sum(axis=1), NDCG_AT)

@@ -75,7 +75,7 @@ register_workload(
         name="movielens-ranking",
         title="Ranking DNN on MovieLens-100k",
         model="leanmark.networks.rankers:build_cross",
-        config={"users": 943, "items": 1682, "user_features": 23, "item_features": 20, "hidden": (512, 256, 128)},
+        config={"users": 943, "items": 1682, "user_features": 23, "item_features": 20, "hidden": [512, 256, 128]},
         data="leanmark.workloads.movielens:ranking_splits",
         metric="leanmark.workloads.interactions:ndcg",
         train={"epochs": 3, "batch_size": 256, "learning_rate": 0.002, "weight_decay": 0.01},
