@@ -85,9 +85,7 @@ def ranks_by_chance(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     return Evidence("floor.random", noise, facts, "" if noise else "its rows are not noise")
 
 
-@step(
-    "floor.random", family="floor", consumes=TorchModel, produces=TorchModel, evidence=ranks_by_chance, splits=()
-)
+@step("floor.random", family="floor", consumes=TorchModel, produces=TorchModel, evidence=ranks_by_chance, splits=())
 def random(model: TorchModel, ctx: Context) -> TorchModel:
     """Rank by scores that are drawn from the run's seed: a floor, not a technique.
 

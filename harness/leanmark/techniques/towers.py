@@ -17,13 +17,13 @@ from leanmark.stages import Artifact, Context, Program, Split, TorchModel, build
 from leanmark.workloads.interactions import ndcg, taken_in
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
 BUILDER = "leanmark.networks.rankers:build_towers"
 _CHECKED = 8  # queries and items whose answers evidence computes again
 _CLOSE = 1e-4  # relatively
 _PAIRED = 1024  # queries and items, at most so many each, over whose pairs the bias is set
-_RANKED_AT_ONCE = 64  # queries with all their candidates
 
 
 # --- evidence -----------------------------------------------------------------------
@@ -35,7 +35,9 @@ def towers_are_apart(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence
     Of a service, that it has a program, or embeddings, for each.
     """
     if artifact.stage is Program:
-        return Evidence("serve.two_tower", False, {}, "one program for both towers, which computes items for each query")
+        return Evidence(
+            "serve.two_tower", False, {}, "one program for both towers, which computes items for each query"
+        )
     if artifact.stage is TorchModel:
         return _model_evidence(artifact)
     if artifact.manifest["service"].get("kind") != "towers":
@@ -148,7 +150,7 @@ def two_tower(
             module.train()
             loss = _epoch(module, optimizer, taken, min(batch_size, len(taken.user)), generator)
             score = _score(module.eval(), validation)
-            if score > best:
+            if score >= best:
                 best, kept = score, {name: tensor.clone() for name, tensor in module.state_dict().items()}
             ctx.progress((epoch + 1) / epochs, f"epoch {epoch + 1} of {epochs}, loss {loss:.3f}")
         module.load_state_dict(kept)
@@ -193,19 +195,18 @@ def _epoch(
     return value
 
 
-def _score(module: nn.Module, validation: Split) -> float:
-    """NDCG@10 of all candidates; that of later epochs is better where no split says what was taken next."""
+def _score(module: Any, validation: Split) -> float:
+    """NDCG@10 of all candidates; 0 where no split says what was taken next, so that the last epoch is kept."""
     import torch
 
     if validation.targets is None or validation.targets.ndim != 2:
         return 0.0
-    inputs = [torch.from_numpy(np.array(array)) for array in validation.inputs.values()]
+    user, item = (torch.from_numpy(np.array(array)) for array in validation.inputs.values())
+    towers = module.network
     with torch.inference_mode():
-        pieces = [
-            module(*(array[start : start + _RANKED_AT_ONCE] for array in inputs)).numpy()
-            for start in range(0, len(validation), _RANKED_AT_ONCE)
-        ]
-    return float(ndcg(np.concatenate(pieces), validation.targets).mean())
+        embeddings = towers.item(module.item(torch.arange(module.item.learned.num_embeddings)))
+        products = (towers.query(module.query(user)) @ embeddings.T).gather(1, item)
+    return float(ndcg(products.numpy(), validation.targets).mean())
 
 
 def _set_bias(module: Any, taken: _Taken, generator: torch.Generator) -> None:

@@ -20,7 +20,7 @@ FEWEST, MOST = 30, 50  # interactions a user
 SKEW = 1.0  # of popularity: the item of rank r is taken as often as 1 / r**SKEW
 FACTORS = 8  # hidden, of each user and item
 SHOWN = 4  # of these a feature tells, with noise
-TASTE, NOISE = 1.5, 0.5  # what a user's taste adds to the log of popularity; the deviation of a feature's noise
+TASTE, NOISE = 2.0, 0.5  # what a user's taste adds to the log of popularity; the deviation of a feature's noise
 
 
 def made() -> Interactions:
