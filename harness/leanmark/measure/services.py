@@ -35,7 +35,7 @@ _ANSWER_SECONDS = 900.0
 _PATIENCE = 4.0
 # What fills no cache only warms up.
 _WARM_SECONDS = 0.5
-_OFFLINE_HASTE = 3.0
+_OFFLINE_HASTE = 1.3
 _REDIS_MEMORY = "256mb"
 # Requests that may be under way of an overloaded test: it ends where more are.
 _MOST_WAITING = 2000

@@ -17,6 +17,8 @@ from leanmark.serving.config import ITEM_ID, QUERY_ID, Carried, ServiceConfig
 from leanmark.serving.payloads import BadPayload, Codec, Field, codec
 
 Program = Callable[[Mapping[str, Array]], Array]
+# Rows of a table by their ids, each once and the lowest first.
+# Rows of a table by their ids, each once and the lowest first.
 Read = Callable[[str, Sequence[int]], Sequence[bytes]]
 # What finds the items that fit queries best: queries (n, width), how many -> of each query, ids and products.
 Search = Callable[[Array, int], list[tuple[Array, Array]]]
@@ -160,10 +162,16 @@ class Handler:
         ids = arrays[key.name]
         if self.parts.read is None:
             return {kind.name: self._table(table)[ids]}
-        read, tiers = self.parts.read, self.parts.features or Tiers()
-        keys = [f"{table}:{number}".encode() for number in ids.tolist()]
-        content = tiers.look_up(keys, lambda missing: read(table, [int(name.rpartition(b":")[2]) for name in missing]))
-        return {kind.name: np.frombuffer(b"".join(content), kind.dtype).reshape(-1, *kind.shape)}
+        read, tiers = self.parts.read, self.parts.features
+        wanted, places = np.unique(ids, return_inverse=True)
+        numbers = wanted.tolist()
+        if tiers is None:
+            content = read(table, numbers)
+        else:
+            keys = [f"{table}:{number}".encode() for number in numbers]
+            content = tiers.look_up(keys, lambda missing: read(table, [int(key.split(b":")[1]) for key in missing]))
+        rows = np.frombuffer(b"".join(content), kind.dtype).reshape(-1, *kind.shape)
+        return {kind.name: rows[places]}
 
     def _queries(self, query: Mapping[str, Array]) -> Array:
         return self._called("query", self._query_features(query), cached=False)

@@ -43,6 +43,18 @@ class Handler(Protocol):
         ...
 
 
+class Client(Protocol):
+    """Who asked."""
+
+    def answer(self, frame: bytes, /) -> None:
+        """Give it an answer, now or with the next flush."""
+        ...
+
+    def flush(self) -> None:
+        """Send what it was given, all at once."""
+        ...
+
+
 @dataclass(frozen=True)
 class Network:
     """A network between a client and the service. Simulated: frames are held back, not sent through anything else.
@@ -80,7 +92,7 @@ class _Waiting:
     number: int
     request: Decoded
     arrived: float
-    answer: Callable[[bytes], None]
+    client: Client
 
 
 class Server:
@@ -102,29 +114,31 @@ class Server:
     def accept(self) -> _Connection:
         return _Connection(self)
 
-    def take(self, number: int, payload: bytes, arrived: float, answer: Callable[[bytes], None]) -> None:
+    def take(self, number: int, payload: bytes, arrived: float, client: Client) -> None:
         """A request that has come in."""
         self.counts.requests += 1
         self.counts.bytes_in += REQUEST.size + len(payload)
         if self._ending or len(self._queue) >= self.limit:
             self.counts.rejected += 1
-            answer(answer_frame(number, Outcome.REJECTED))
+            client.answer(answer_frame(number, Outcome.REJECTED))
+            client.flush()
             return
         begun = time.perf_counter()
         try:
             request = self.handler.decode(payload)
         except BadPayload as error:
-            self._fail(number, error, answer)
+            self._fail(number, error, client)
             return
         self.counts.decoded_seconds += time.perf_counter() - begun
-        self._queue.append(_Waiting(number, request, arrived, answer))
+        self._queue.append(_Waiting(number, request, arrived, client))
         self._rows += request.rows
         self._schedule()
 
-    def _fail(self, number: int, error: Exception, answer: Callable[[bytes], None]) -> None:
+    def _fail(self, number: int, error: Exception, client: Client) -> None:
         self.counts.failed += 1
         self.counts.reason = self.counts.reason or f"{type(error).__name__}: {error}"[:200]
-        answer(answer_frame(number, Outcome.FAILED, f"{type(error).__name__}: {error}"[:500].encode()))
+        client.answer(answer_frame(number, Outcome.FAILED, f"{type(error).__name__}: {error}"[:500].encode()))
+        client.flush()
 
     def _schedule(self) -> None:
         """A batch once it is full, or once its first request has waited long enough."""
@@ -133,10 +147,10 @@ class Server:
             return
         wait, full = self.batching.wait_seconds, self._rows >= self.batching.rows
         due = self._queue[0].arrived + wait
-        if full or self._ending or (not self.batching.static and due <= loop.time()):
+        if full or self._ending or due <= loop.time():
             self._scheduled = True
             loop.call_soon(self._compute)
-        elif not self.batching.static and self._timer is None:
+        elif self._timer is None:
             self._timer = loop.call_at(due, self._on_time)
 
     def _on_time(self) -> None:
@@ -173,7 +187,7 @@ class Server:
                 for waiting in batch:  # which of them it was shows when each is alone
                     self._answer([waiting])
                 return
-            self._fail(batch[0].number, error, batch[0].answer)
+            self._fail(batch[0].number, error, batch[0].client)
             return
         seconds = time.monotonic() - begun
         while self._slowdown and time.monotonic() - begun < seconds * (1 + self._slowdown):
@@ -184,7 +198,9 @@ class Server:
             self.counts.computed_seconds.append(seconds)
             frame = answer_frame(waiting.number, Outcome.ANSWERED, content)
             self.counts.bytes_out += len(frame)
-            waiting.answer(frame)
+            waiting.client.answer(frame)
+        for client in {id(waiting.client): waiting.client for waiting in batch}.values():
+            client.flush()
 
     def drain(self) -> None:
         """Take nothing more, and answer what waits, for a limited time; the rest is told that it is late."""
@@ -196,7 +212,8 @@ class Server:
                 continue
             waiting = self._queue.popleft()
             self.counts.late += 1
-            waiting.answer(answer_frame(waiting.number, Outcome.LATE))
+            waiting.client.answer(answer_frame(waiting.number, Outcome.LATE))
+            waiting.client.flush()
         self._rows = 0
 
 
@@ -206,6 +223,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server, self._frames = server, Frames(REQUEST)
         self._transport: asyncio.Transport | None = None
+        self._ready: list[bytes] = []
         self._inward = _Link(server.network)
         self._outward = _Link(server.network)
 
@@ -225,14 +243,22 @@ class _Connection(asyncio.Protocol):
                 self._transport.abort()
 
     def _take(self, number: int, payload: bytes) -> None:
-        self._server.take(number, payload, time.monotonic(), self._answer)
+        self._server.take(number, payload, time.monotonic(), self)
 
-    def _answer(self, frame: bytes) -> None:
-        self._outward.carry(len(frame), self._write, frame)
+    def answer(self, frame: bytes, /) -> None:
+        if self._server.network.is_shaped:
+            self._outward.carry(len(frame), self._write, frame)
+        else:
+            self._ready.append(frame)
 
-    def _write(self, frame: bytes) -> None:
+    def flush(self) -> None:
+        if self._ready:
+            ready, self._ready = self._ready, []
+            self._write(b"".join(ready))
+
+    def _write(self, frames: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+            self._transport.write(frames)
 
 
 class _Link:
