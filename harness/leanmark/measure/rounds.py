@@ -194,7 +194,7 @@ def served(block: BlockServed, side: str, traffic: Traffic, instances: int, long
         figure=traffic.figure,
         seconds=math.exp(sum(math.log(max(test.figure(traffic), 1e-9)) for test in tests) / len(tests)),
         tests=len(tests),
-        queries=sum(test.queries for test in tests),
+        queries=sum(test.requests for test in tests),
         rejected=sum(test.rejected for test in tests),
         failed=sum(test.failed for test in tests),
         late=sum(test.late for test in tests),
