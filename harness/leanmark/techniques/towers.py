@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BUILDER = "leanmark.networks.rankers:build_towers"
 _CHECKED = 8  # queries and items whose answers evidence computes again
 _CLOSE = 1e-4  # relatively
+_DRIFT = 0.01  # weight of the square of a query's log of the sum of all chances
 _PAIRED = 1024  # queries and items, at most so many each, over whose pairs the bias is set
 
 
@@ -98,7 +99,7 @@ def two_tower(
     hidden: Annotated[int, Ge(1), Le(65536)] = 128,
     epochs: Annotated[int, Ge(1), Le(1000)] = 10,
     learning_rate: Annotated[float, Gt(0), Le(1)] = 2e-3,
-    batch_size: Annotated[int, Ge(2), Le(65536)] = 1024,
+    batch_size: Annotated[int, Ge(2), Le(65536)] = 512,
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.3,
 ) -> TorchModel:
     """Put two towers in place of a cross network: a query's, an item's, and the product of what they give.
@@ -110,11 +111,12 @@ def two_tower(
 
     The towers are trained anew, on the same features, to tell the item that a query took from the other items of the
     batch, each corrected by the log of how often it is there. Items that the query took, too, do not count as wrong.
-    The score is sigmoid(product + bias); the bias is set so that scores are right on average. A network that is not a
-    cross network on tables of queries and items is refused.
+    A softmax leaves open what is added to all products of a query, and sigmoids would saturate; so the sum of a query's
+    chances is drawn towards 1. The score is sigmoid(product + bias); the bias is set so that scores are right on
+    average. A network that is not a cross network on tables of queries and items is refused.
     Evidence: the answers of the final artifact are the product of its towers' answers; or its service has them apart.
     Source: Yi et al. 2019, Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations; Huang et al.
-    2013, Learning Deep Structured Semantic Models.
+    2013, Learning Deep Structured Semantic Models; Chowdhery et al. 2022, PaLM (the sum that is drawn towards 1).
     """
     import torch
 
@@ -175,7 +177,6 @@ def _epoch(
 ) -> float:
     """One pass over what was taken; gives the last loss. Raises PreparationError if it is not finite."""
     import torch
-    from torch.nn import functional
 
     towers, value = module.network, math.nan
     order = torch.randperm(len(taken.user), generator=generator)
@@ -185,7 +186,9 @@ def _epoch(
         products = towers.query(module.query(user)) @ towers.item(module.item(item)).T
         wrong = taken.pairs[user][:, item].fill_diagonal_(False)
         logits = (products - taken.log_share[item]).masked_fill(wrong, -math.inf)
-        loss = functional.cross_entropy(logits, torch.arange(batch_size))
+        total = torch.logsumexp(logits, dim=1)
+        drift = total - math.log(batch_size)  # a sum over all items, estimated from those of the batch
+        loss = (total - logits.diagonal() + _DRIFT * drift.square()).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
