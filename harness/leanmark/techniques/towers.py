@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUILDER = "leanmark.networks.rankers:build_towers"
 _CHECKED = 8  # queries and items whose answers evidence computes again
 _CLOSE = 1e-4  # relatively
-_DRIFT = 0.01  # weight of the square of a query's log of the sum of all chances
+_DRIFT = 0.1  # weight of the square of a query's log of the sum of all chances
 _PAIRED = 1024  # queries and items, at most so many each, over whose pairs the bias is set
 
 
