@@ -119,8 +119,7 @@ def _recipes_on(suite: Suite, target: Target) -> Iterator[Recipe]:
             fits = not any(map(serves, recipe.steps)) and not (slowed and slowed[0] >= LEAST_SLOWDOWN_OF_SERVICES)
         else:
             fits = not slowed or slowed[0] >= LEAST_SLOWDOWN_OF_SERVICES
-        named = not wanted or recipe.name.partition("[")[0] in wanted
-        if fits and (named or (slowed and suite.controls) or (_families(recipe) == ("control",) and suite.controls)):
+        if fits and (not wanted or recipe.name.partition("[")[0] in wanted):
             yield recipe
 
 

@@ -107,6 +107,7 @@ class TrafficDeclaration(_Strict):
     search: bool = False
     cache: Literal["warm", "cold"] = "warm"
     features: Literal["request", "store"] = "request"
+    examples: Literal["test", "validation", "calibration"] = "test"
     network: NetworkDeclaration = NetworkDeclaration()
     price_an_hour: float = Field(default=0.0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**32)

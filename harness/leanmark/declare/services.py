@@ -85,6 +85,7 @@ def _traffic(name: str, entry: TrafficDeclaration, location: Location, document:
         search=entry.search,
         warm=entry.cache == "warm",
         features=entry.features,
+        examples=entry.examples,
         bytes_a_second=entry.network.bandwidth,
         rtt_seconds=entry.network.rtt or 0.0,
         price=entry.price_an_hour,

@@ -287,7 +287,7 @@ def _opened(message: Message) -> Client:
     pin(message["cpus"])
     artifact = Artifact.open(Path(message["artifact"]))
     config, traffic = ServiceConfig.read(artifact.manifest["service"]), Traffic.read(message["traffic"])
-    pool = None if config.ranks else open_split(Path(message["splits"]), "test")
+    pool = None if config.ranks else open_split(Path(message["splits"]), traffic.examples)
     asked = payloads(config, traffic, artifact.tables(), pool)
     return Client(message["sockets"], asked, codec(config.payload, carried(config, traffic).answer))
 
