@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leanmark import hits, scoring, stats
-from leanmark.results import FRACTIONS, Claim, Interval, Result, Role, Run, Status
+from leanmark.reported import Claim
+from leanmark.results import FRACTIONS, Interval, Result, Role, Run, Status
 from leanmark.rules import fits
 
 Finding = Literal["reached", "missed", "undecided", "no figure"]

@@ -140,6 +140,7 @@ class _Comparing:
             name=self._before(cell),
             artifact=self.planned.store.open(content).root,
             metric="",  # one metric scores both versions, and it is the head's
+            also=(),
             code=self.version.code,
         )
 

@@ -59,6 +59,9 @@ def _metric_rows(result: Result) -> list[dict[str, Json]]:
     if result.quality is not None:
         add(result.quality.metric, "fraction", result.quality.score)
         add(f"{result.quality.metric}_difference", "fraction", result.quality.difference)
+        for name, found in result.quality.also.items():
+            add(name, "fraction", found.score)
+            add(f"{name}_difference", "fraction", found.difference)
     if result.served is not None:
         for name, unit, value in _of_service(result.served):
             add(name, unit, value, result.served.queries)

@@ -10,7 +10,7 @@ from leanmark.assembly import Inspected
 from leanmark.measure import quality
 from leanmark.measure.sides import Side, SideError
 from leanmark.processes import child_threads
-from leanmark.results import Status
+from leanmark.results import Interval, Quality, Status
 
 # What the processes of one artifact a seed showed, by the index of the seed.
 Shown = dict[int, quality.Inspection | SideError]
@@ -43,6 +43,10 @@ def answers(shown: Shown) -> list[quality.Answers] | None:
     return found if found and len(found) == len(items) else None
 
 
+def _intervals(found: Quality) -> list[Interval | None]:
+    return [part for item in (found, *found.also.values()) for part in (item.score, item.difference)]
+
+
 def score(
     metric: str, shown: Shown, anchor: Sequence[quality.Answers] | None, examples: str, *, is_reference: bool
 ) -> Inspected:
@@ -61,8 +65,8 @@ def score(
         found = quality.assess(metric, own, anchor, examples)
     except Exception as error:  # answers may have any shape
         return Inspected(cold_start=start.cold_start, death=(Status.FAILED, f"metric {metric}: {error}"))
-    if not all(part is None or part.is_finite for part in (found.score, found.difference)):
-        reason = f"metric {metric} is no number, or has no finite interval on these examples"
+    if not all(part is None or part.is_finite for part in _intervals(found)):
+        reason = f"metric {metric}, or one beside it, is no number, or has no finite interval on these examples"
         return Inspected(cold_start=start.cold_start, death=(Status.FAILED, reason))
     moved = None
     if anchor is not None:

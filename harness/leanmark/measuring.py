@@ -65,6 +65,7 @@ def side_of(planned: Planned, cell: Cell, prepared: Prepared) -> Side:
         target=cell.target,
         splits=planned.store.splits(prepared.splits),
         metric=planned.plan.workload(cell.workload).metric,
+        also=planned.plan.workload(cell.workload).also,
         code=planned.code,
     )
 

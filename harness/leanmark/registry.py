@@ -77,7 +77,8 @@ class Workload:
     are paths of a model that exists as a file only. `needs` are the data sets that
     must have been fetched. `epoch_seconds` is about how long an epoch of training takes
     on one core, for estimates. `initial` names a function that gives entries of the model's state, arrays by name,
-    with which training begins, or which are all there is: published weights, features that are known.
+    with which training begins, or which are all there is: published weights, features that are known. `also` names
+    further metrics as functions, which give a score an example; they are shown, and the gate does not judge them.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Workload:
     needs: tuple[str, ...] = ()
     epoch_seconds: float = 3.0
     initial: str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def stage(self) -> type[Stage]:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 from leanmark.jsonable import Json
+from leanmark.reported import Claim
 from leanmark.rules import Rules
 from leanmark.traffic import Served, Traffic
 
@@ -180,6 +181,15 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What a further metric says of the same answers; as `Quality` has it of the workload's own."""
+
+    score: Interval
+    by_seed: tuple[float, ...]
+    difference: Interval | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """A workload's metric on the test split, over the seeds that were prepared.
 
@@ -196,6 +206,7 @@ class Quality:
     examples: str = ""  # hash of the test examples, in order
     hits: tuple[str, ...] = ()  # of each seed, which examples scored 1, where scores are 0 or 1; see `hits.pack`
     scored_by: str = ""  # hash of the source of a metric of the user's own
+    also: Mapping[str, Score] = field(default_factory=dict[str, Score])  # further metrics
 
 
 # A side is noisy when more than this share of its turns was disturbed.
@@ -350,21 +361,6 @@ class Base:
     comparisons: Mapping[str, Comparison]  # by cell
     rules: Rules = field(default_factory=Rules)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a paper reports for the cells that a pattern fits.
-
-    figures: by the names of `claims.FIGURES`. Factors are times, the others fractions; `no_loss` is the
-    margin of a test for non-inferiority: the largest loss of the metric that counts as none. than: the recipe that they
-    are compared with, if not the reference.
-    """
-
-    cell: str
-    source: str
-    figures: Mapping[str, float]
-    than: str = ""
 
 
 @dataclass(frozen=True)

@@ -83,3 +83,16 @@ def test_a_number_with_replicates_is_compared_by_replicate():
     assert quality.difference is not None
     assert quality.difference.low == pytest.approx(0.02)
     assert quality.score.high - quality.score.low > 0.02
+
+
+def test_further_metrics_are_scored_beside_the_first_and_do_not_change_it():
+    right, half = np.ones(200), np.arange(200) % 2.0
+    own, reference = (Answers((LOGITS,), TARGETS, also={"recall": scores}) for scores in (half, right))
+    quality = assess("accuracy", [own], [reference])
+    assert quality.score == assess("accuracy", [answers(LOGITS)], None).score
+    found = quality.also["recall"]
+    assert found.score.value == 0.5
+    assert found.by_seed == (0.5,)
+    assert found.difference is not None
+    assert found.difference.high < 0
+    assert not assess("accuracy", [own], [answers(LOGITS)]).also["recall"].difference

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from applying import apply, evidence, stored
 
 from leanmark import registry
 from leanmark.errors import NotApplicable, PreparationError
@@ -16,6 +15,7 @@ from leanmark.networks.rankers import Ranker, Towers
 from leanmark.stages import Context, Split, TorchModel, build
 from leanmark.workloads.interactions import recall
 from leanmark.workloads.splits import load
+from techniques.applying import apply, evidence, stored
 
 STEPS = ["serve.two_tower", "floor.popularity", "floor.random"]
 QUICK = {"serve.two_tower": {"epochs": 4, "width": 32, "hidden": 64}}

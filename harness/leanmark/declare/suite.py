@@ -42,7 +42,8 @@ from leanmark.declare.schema import (
 from leanmark.declare.services import Scope, make_scope, make_target, make_traffic
 from leanmark.errors import InvalidInput, Position, did_you_mean
 from leanmark.registry import Workload
-from leanmark.results import Claim, Target
+from leanmark.reported import Claim
+from leanmark.results import Target
 from leanmark.rules import Rules
 from leanmark.techniques import training
 

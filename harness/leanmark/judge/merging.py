@@ -8,7 +8,7 @@ from itertools import combinations
 
 from leanmark import hits, scoring
 from leanmark.errors import InvalidInput
-from leanmark.results import Cell, Footprint, Interval, Quality, Result, Role, Run, Status
+from leanmark.results import Cell, Footprint, Interval, Quality, Result, Role, Run, Score, Status
 
 # Which of several seeds' statuses a cell gets: the first of these. What failed comes before what was left out.
 _PRECEDENCE = (
@@ -171,7 +171,33 @@ def _quality(own: Sequence[Quality], reference: Sequence[Quality]) -> Quality:
         raise InvalidInput(f"{first.metric} has no finite interval on so few examples")
     moved = [(item.answers_changed, len(item.by_seed)) for item in own if item.answers_changed is not None]
     changed = sum(share * seeds for share, seeds in moved) / len(by_seed) if len(moved) == len(own) else None
-    return replace(first, score=score, by_seed=by_seed, difference=difference, answers_changed=changed, hits=packed)
+    return replace(
+        first,
+        score=score,
+        by_seed=by_seed,
+        difference=difference,
+        answers_changed=changed,
+        hits=packed,
+        also=_also(own, reference),
+    )
+
+
+def _also(own: Sequence[Quality], reference: Sequence[Quality]) -> dict[str, Score]:
+    """Further metrics over all seeds, by each run's interval and the seeds' scatter; those that every run has."""
+    found: dict[str, Score] = {}
+    for name in own[0].also:
+        items = [item.also[name] for item in own if name in item.also]
+        before = [value for item in reference if name in item.also for value in item.also[name].by_seed]
+        by_seed = tuple(score for item in items for score in item.by_seed)
+        if len(items) != len(own):
+            continue
+        differences = [item.difference for item in items if item.difference is not None]
+        difference: Interval | None = None
+        if len(differences) == len(own) and len(before) == len(by_seed):
+            gaps = [one - other for one, other in zip(by_seed, before, strict=True)]
+            difference = scoring.joined_means(differences, gaps)
+        found[name] = Score(scoring.joined_means([item.score for item in items], by_seed), by_seed, difference)
+    return found
 
 
 def _told(runs: Sequence[Run]) -> str:

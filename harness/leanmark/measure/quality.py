@@ -6,7 +6,7 @@ The test split is read here and in the worker, nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leanmark import hits, scoring, stats
@@ -17,8 +17,9 @@ from leanmark.jsonable import from_json
 from leanmark.measure import energy
 from leanmark.measure.services import Cores, Running
 from leanmark.measure.sides import Side, SideError, Worker
+from leanmark.measure.worker import ALSO
 from leanmark.processes import Death
-from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality, Status
+from leanmark.results import ColdStart, Device, Energy, Interval, OnDevice, Quality, Score, Status
 
 ANSWER_TIMEOUT_SECONDS = 600.0
 # Counters move about once a millisecond, so a stretch is many of those long.
@@ -35,7 +36,7 @@ class Answers:
     """What one artifact answers on the test split.
 
     outputs: one array an output, first axis examples. scores: one an example, or
-    None with `score` and its paired bootstrap `replicates`.
+    None with `score` and its paired bootstrap `replicates`. also: of further metrics, one score an example.
     """
 
     outputs: tuple[Array, ...]
@@ -43,6 +44,7 @@ class Answers:
     scores: Array | None = None
     score: float | None = None
     replicates: Array | None = None
+    also: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _inspect_service(side: Side) -> Inspection:
     finally:
         running.close()
     answers = Answers((message["output_0"],), message.get("targets"))
-    scored = rescore(side, answers) if ":" in side.metric else answers
+    scored = rescore(side, answers) if ":" in side.metric or side.also else answers
     return Inspection(scored, replace(cold_start, rss_peak_bytes=message["rss_peak_bytes"]))
 
 
@@ -111,7 +113,8 @@ def rescore(side: Side, answers: Answers) -> Answers:
         arrays = {"output_0": answers.outputs[0]}
         if answers.targets is not None:
             arrays["targets"] = answers.targets
-        return _with_scores(answers, worker.ask(ANSWER_TIMEOUT_SECONDS, arrays, op="score", metric=side.metric))
+        asked = {"op": "score", "metric": side.metric, "also": list(side.also)}
+        return _with_scores(answers, worker.ask(ANSWER_TIMEOUT_SECONDS, arrays, **asked))
     finally:
         worker.close()
 
@@ -124,6 +127,7 @@ def _with_scores(answers: Answers, message: Mapping[str, Any]) -> Answers:
         scores=message.get("scores"),
         score=None if score is None else float(score[0]),
         replicates=message.get("replicates"),
+        also={name.removeprefix(ALSO): array for name, array in message.items() if name.startswith(ALSO)},
     )
 
 
@@ -216,7 +220,22 @@ def assess(metric: str, own: Sequence[Answers], reference: Sequence[Answers] | N
     moved = None
     if reference is not None:
         moved = float(np.mean([changed(a, b).mean() for a, b in zip(own, reference, strict=True)]))
-    return Quality(metric.rpartition(":")[2], score, by_seed, difference, moved, examples, packed)
+    return Quality(
+        metric.rpartition(":")[2], score, by_seed, difference, moved, examples, packed, also=_also(own, reference)
+    )
+
+
+def _also(own: Sequence[Answers], reference: Sequence[Answers] | None) -> dict[str, Score]:
+    """What further metrics say, by name; those that every seed's answers have a score of."""
+    found: dict[str, Score] = {}
+    for name in own[0].also:
+        scores = np.stack([answers.also[name] for answers in own])
+        by_seed = tuple(float(row.mean()) for row in scores)
+        difference: Interval | None = None
+        if reference is not None and all(name in answers.also for answers in reference):
+            difference = scoring.paired_difference(scores, np.stack([answers.also[name] for answers in reference]))
+        found[name] = Score(scoring.mean_score(scores), by_seed, difference)
+    return found
 
 
 def compare(

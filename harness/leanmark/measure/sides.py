@@ -33,6 +33,7 @@ class Side:
     target: Target
     splits: Path
     metric: str = "accuracy"
+    also: tuple[str, ...] = ()  # further metrics
     code: Code = field(default_factory=Code)
 
     def opening(self) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class Side:
             "batch": self.target.batch,
             "splits": str(self.splits),
             "metric": self.metric,
+            "also": list(self.also),
         }
 
 

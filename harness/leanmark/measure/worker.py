@@ -34,6 +34,7 @@ Message = dict[str, Any]
 _EXAMPLES = 256
 _REPLICATES = 500
 _WARM_CALLS = 2
+ALSO = "also_"  # what the names of a further metric's scores begin with
 
 
 class Side:
@@ -45,6 +46,7 @@ class Side:
 
         self.batch: int = message["batch"]
         self.metric: str = message["metric"]
+        self.also: list[str] = message.get("also", [])
         self.device: str = message["device"]
         artifact = Artifact.open(Path(message["artifact"]))
         self.slowdown = artifact.delivery.slowdown
@@ -149,8 +151,8 @@ class Side:
         arrays = {f"output_{index}": array for index, array in enumerate(outputs)}
         if self.split.targets is not None:
             arrays["targets"] = np.ascontiguousarray(self.split.targets)
-        if ":" in self.metric:
-            arrays |= _scores(modules.resolve(self.metric), outputs[0], np.array(self.split.targets))
+        if ":" in self.metric or self.also:
+            arrays |= _all_scores(self.metric, self.also, outputs[0], np.array(self.split.targets))
         return {"outputs": len(outputs), "rss_peak_bytes": peak_rss_bytes()}, arrays
 
 
@@ -188,10 +190,21 @@ def _wait(begun: int, lasting: float) -> int:
 def _scored(message: Message) -> tuple[Message, dict[str, Array]]:
     """The scores of answers that another process gave."""
     try:
-        metric = modules.resolve(message["metric"])
-        return {}, _scores(metric, np.array(message["output_0"]), np.array(message.get("targets")))
+        outputs, targets = np.array(message["output_0"]), np.array(message.get("targets"))
+        return {}, _all_scores(message["metric"], message.get("also", []), outputs, targets)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}, {}
+
+
+def _all_scores(metric: str, also: Sequence[str], outputs: Array, targets: Array) -> dict[str, Array]:
+    """The scores of a metric of the user's own, and of further ones, each by the name of its function."""
+    found = _scores(modules.resolve(metric), outputs, targets) if ":" in metric else {}
+    for reference in also:
+        scores = np.asarray(modules.resolve(reference)(outputs, targets), dtype=np.float64)
+        if scores.shape != (len(outputs),):
+            raise ValueError(f"'{reference}' returned shape {scores.shape}; a further metric gives a score an example")
+        found[f"{ALSO}{reference.rpartition(':')[2]}"] = scores
+    return found
 
 
 def _scores(metric: Any, outputs: Array, targets: Array) -> dict[str, Array]:

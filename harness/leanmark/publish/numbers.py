@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from leanmark.results import FRACTIONS, Interval, Quality
+from leanmark.results import FRACTIONS, Interval, Quality, Score
 
 MISSING: Final = "\u2013"  # an en dash
 
@@ -48,6 +48,22 @@ def ratio(interval: Interval | None) -> Figure:
     places = _ratio_places(interval)
     low, high = _fixed(interval.low, places), _fixed(interval.high, places)
     return Figure(f"{_fixed(interval.value, places)}x", f"[{low}, {high}]")
+
+
+# What a ranking's metrics look at: `workloads.interactions` says it.
+_METRICS: Final = {"ndcg": "NDCG@10", "recall": "recall@20", "auc": "AUC"}
+
+
+def metric(name: str) -> str:
+    """A metric as people write it."""
+    return _METRICS.get(name, name)
+
+
+def further(name: str, found: Score) -> str:
+    """What a further metric says: ``0.729 [0.701, 0.755]``, and its difference from the reference's, if any."""
+    whole = Quality(name, found.score, found.by_seed, found.difference)
+    against = f"; {difference(whole)} from fp32" if found.difference is not None else ""
+    return f"{quality(whole)}{against}"
 
 
 def quality(found: Quality | None) -> Figure:

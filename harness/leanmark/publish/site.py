@@ -180,6 +180,7 @@ def _environment() -> Environment:
         "percent": numbers.percent,
         "ratio": numbers.ratio,
         "score": numbers.quality,
+        "metric": numbers.metric,
         "difference": numbers.difference,
         "published": numbers.published,
         "claimed": numbers.claimed,
@@ -200,6 +201,7 @@ def _environment() -> Environment:
     names: dict[str, Any] = {
         "reproduce": leaderboard.reproduce,
         "plural": numbers.plural,
+        "further": numbers.further,
         "missing": numbers.MISSING,
     }
     environment.filters.update(filters)

@@ -79,6 +79,7 @@ register_workload(
         config={"users": 943, "items": 1682, "user_features": 23, "item_features": 20, "hidden": [512, 256, 128]},
         data="leanmark.workloads.movielens:ranking_splits",
         metric="leanmark.workloads.interactions:ndcg",
+        also=("leanmark.workloads.interactions:recall", "leanmark.workloads.interactions:auc"),
         train={"epochs": 5, "batch_size": 512, "learning_rate": 0.003, "weight_decay": 0.1},
         needs=(DATA_SET,),
         epoch_seconds=13.0,

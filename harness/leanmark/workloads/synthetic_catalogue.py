@@ -75,6 +75,7 @@ register_workload(
         },
         data="leanmark.workloads.synthetic_catalogue:splits",
         metric="leanmark.workloads.interactions:ndcg",
+        also=("leanmark.workloads.interactions:recall", "leanmark.workloads.interactions:auc"),
         train={"epochs": 4, "batch_size": 128, "learning_rate": 0.004, "weight_decay": 0.01},
         epoch_seconds=0.7,
         initial="leanmark.workloads.synthetic_catalogue:known_features",
