@@ -231,8 +231,10 @@ class Bench:
         warm = self.traffic.warm and running.config.caching is not None
         seconds = _OPEN_SECONDS if warm else _WARM_SECONDS
         found = ask(self._generator, _OPEN_SECONDS + _ASK_SECONDS, op="warm", name=side.name, seconds=seconds)
-        # Offline, LoadGen must know about how many it can ask at once for its test to last long enough.
-        self._rates[side.name] = _OFFLINE_HASTE * found["rate"]
+        if self.traffic.scenario is Scenario.OFFLINE:
+            # LoadGen must know about how many it can ask at once for its test to last long enough: a first test tells.
+            self._rates[side.name] = found["rate"]
+            self._rates[side.name] = _OFFLINE_HASTE * self.test(side.name, 0.0, 0, _WARM_SECONDS).completed_rate
 
     def _attempt(self, name: str, what: Callable[[], Any]) -> Any:
         """What it gives; None where the side dies of it."""
