@@ -25,6 +25,8 @@ def test_knowing_and_loading_them_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+# Numbers of an answer, where they are not 10 classes.
+ANSWERS = {"catalogue-ranking": 500, "frame-mlp": 5, "minilm-l6": 384, "movielens-ranking": 1682}
 BUILT_IN = [item for item in registry.workloads() if str(item.model).startswith("leanmark.")]
 
 
@@ -33,15 +35,15 @@ def test_model_takes_the_data(workload: Workload) -> None:
     for name in workload.needs:
         if not get_data_set(name).is_here():
             pytest.skip(f"`leanmark fetch {name}` has not been run")
-    if workload.name == "minilm-l6":
-        pytest.importorskip("tokenizers")
+    for library in {"minilm-l6": ["tokenizers"], "movielens-ranking": ["pyarrow"]}.get(workload.name, []):
+        pytest.importorskip(library)
     assert workload.model is not None
     assert workload.config is not None
     test = load(workload)["test"].head(4)
     assert test.targets is not None
     with torch.no_grad():
         answers = build(workload.model, workload.config)(*(torch.from_numpy(array) for array in test.inputs.values()))
-    assert answers.shape == (4, {"frame-mlp": 5, "minilm-l6": 384}.get(workload.name, 10))
+    assert answers.shape == (4, ANSWERS.get(workload.name, 10))
     if ":" in workload.metric:  # its own, of targets that are no classes
         return
     assert test.targets.min() >= 0

@@ -124,7 +124,7 @@ def ndcg(outputs: Array, targets: Array) -> Array:
     hits = _hits(outputs, targets, NDCG_AT)
     discount = 1 / np.log2(np.arange(2, NDCG_AT + 2))
     wanted = np.minimum((targets == _TAKEN).sum(axis=1), NDCG_AT)
-    return (hits * discount).sum(axis=1) / np.cumsum(discount)[wanted - 1]
+    return (hits * discount[: hits.shape[1]]).sum(axis=1) / np.cumsum(discount)[wanted - 1]
 
 
 def recall(outputs: Array, targets: Array) -> Array:
