@@ -37,7 +37,8 @@ class Traffic:
     many different ones. seconds: how long a test lasts at least. limit_seconds: what a percentile must hold. search:
     whether the highest such rate is looked for. warm: whether what a test would cache is cached before it. features:
     whether they come with a request, or from a store by their id. examples: the split that is asked about where nothing
-    is ranked. bytes_a_second and rtt_seconds: the network in front of the service; None and 0 for none. price: what an instance costs an hour, in any currency; 0 for unknown.
+    is ranked. bytes_a_second and rtt_seconds: the network in front of the service; None and 0 for none. price: what an
+    instance costs an hour, in any currency; 0 for unknown.
     """
 
     name: str
