@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from leanmark.publish import numbers
 from leanmark.publish.numbers import MISSING
-from leanmark.results import Interval, Quality
+from leanmark.results import Interval, Quality, Score
 
 UNITS = {" B": 1, " kB": 1e3, " MB": 1e6, " GB": 1e9}
 
@@ -122,3 +122,9 @@ def test_visible_text_says_what_was_hidden_and_keeps_the_rest():
 def test_an_interval_that_is_not_a_number_is_not_shown():
     broken = replace(accuracy(0.9), score=interval(0.9, math.nan, 1.0))
     assert numbers.quality(broken) is numbers.NOTHING
+
+
+def test_metrics_of_rankings_say_how_far_they_look():
+    found = Score(interval(0.2357, 0.2249, 0.2466), (0.2357,), interval(-0.065, -0.0764, -0.0553))
+    assert numbers.further("recall", found) == "0.236 [0.225, 0.247]; -0.065 [-0.076, -0.055] from fp32"
+    assert [numbers.metric(name) for name in ("ndcg", "recall", "f1")] == ["NDCG@10", "recall@20", "f1"]

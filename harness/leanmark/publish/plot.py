@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from leanmark.errors import InvalidInput
-from leanmark.publish import leaderboard
+from leanmark.publish import leaderboard, numbers
 from leanmark.publish.leaderboard import AXES, Group, Row
 from leanmark.publish.numbers import difference, quality, ratio, size, visible
 from leanmark.results import FRACTIONS, Interval, Role
@@ -124,7 +124,7 @@ def _texts(row: Row) -> list[str]:
     footprint = row.footprint
     return [
         f"{leaderboard.LATENCY_TITLE}: {ratio(row.latency)}",
-        f"{visible(row.quality.metric if row.quality else '', NAME_LIMIT)}: {quality(row.quality)}",
+        f"{visible(numbers.metric(row.quality.metric) if row.quality else '', NAME_LIMIT)}: {quality(row.quality)}",
         f"difference: {difference(row.quality)}",
         f"size: {size(footprint.size_bytes if footprint else None)}",
         f"status: {row.status.value}",
@@ -132,7 +132,7 @@ def _texts(row: Row) -> list[str]:
 
 
 def _y_title(metric: str, y: str) -> str:
-    name, percentage = visible(metric, NAME_LIMIT), metric in FRACTIONS
+    name, percentage = visible(numbers.metric(metric), NAME_LIMIT), metric in FRACTIONS
     if y == "score":
         return f"{name} (%)" if percentage else name
     return f"{name} minus fp32's, paired" + (" (pp)" if percentage else "")

@@ -77,7 +77,7 @@ def _print_group(group: Group, members: Sequence[Row], front: frozenset[str], co
     from rich.text import Text
 
     metric = next((row.quality.metric for row in members if row.quality is not None), "quality")
-    header = ("variant", visible(metric, 24), "size", LATENCY_TITLE, EAGER_TITLE, "status")
+    header = ("variant", visible(numbers.metric(metric), 24), "size", LATENCY_TITLE, EAGER_TITLE, "status")
     traffic = group.target.traffic
     if traffic is not None:
         highest = f"highest rate with p99 within {numbers.seconds(traffic.limit_seconds)}"
@@ -205,7 +205,15 @@ def markdown(run: Run) -> str:
         lines += ["> [!WARNING]", f"> {code(warning, 600)}", ""]
     for group, members in leaderboard.groups(table).items():
         metric = next((row.quality.metric for row in members if row.quality is not None), "quality")
-        titles = ("variant", code(metric, 24), "difference", "size", LATENCY_TITLE, EAGER_TITLE, "status")
+        titles = (
+            "variant",
+            code(numbers.metric(metric), 24),
+            "difference",
+            "size",
+            LATENCY_TITLE,
+            EAGER_TITLE,
+            "status",
+        )
         lines += [f"**{code(group.title, 200)}**", "", table_line(titles), table_line(("---", *["--:"] * 5, "---"))]
         lines += [table_line(_markdown_cells(row, row.id in front)) for row in members]
         lines.append("")
