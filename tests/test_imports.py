@@ -14,7 +14,7 @@ PACKAGE = Path(leanmark.__file__).parent
 
 # A module may import modules of its own layer or of lower ones.
 LAYERS = [
-    {"errors", "progress", "host", "arrays", "modules", "jsonable"},
+    {"errors", "progress", "host", "arrays", "modules", "jsonable", "reported"},
     {"rules", "traffic"},
     {"results", "stats", "deciding", "frame"},
     {"judgement", "hits", "claims", "scoring"},
