@@ -15,7 +15,7 @@ from leanmark.arrays import numpy as np
 from leanmark.host import available_cpus
 from leanmark.jsonable import from_json
 from leanmark.measure import energy
-from leanmark.measure.services import Cores, Running
+from leanmark.measure.running import Cores, Running
 from leanmark.measure.sides import Side, SideError, Worker
 from leanmark.measure.worker import ALSO
 from leanmark.processes import Death

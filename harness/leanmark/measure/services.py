@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leanmark import registry
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
-from leanmark.channel import PROTOCOL_VERSION, ChannelClosed
-from leanmark.host import one_per_core
-from leanmark.jsonable import from_json
 from leanmark.measure.rounds import PROBE_SECONDS, PROBES, BlockServed, Check, Round, Test, first_rate, next_rate
+from leanmark.measure.running import ANSWER_SECONDS, ASK_SECONDS, OPEN_SECONDS, Cores, Running, ask, traffic_of
 from leanmark.measure.sides import Side, SideError
-from leanmark.processes import Child, Death, Fresh
-from leanmark.results import ColdStart, Status, short_id
+from leanmark.processes import Death, Fresh
+from leanmark.results import Status, short_id
 from leanmark.serving.config import ServiceConfig
 from leanmark.stages import Artifact
-from leanmark.traffic import Scenario, Traffic
+from leanmark.traffic import Scenario
 
-_OPEN_SECONDS = 300.0
-_ASK_SECONDS = 60.0
-_ANSWER_SECONDS = 900.0
 # A test is given up when it lasts this many times as long as it should, and some seconds.
 _PATIENCE = 4.0
 # What fills no cache only warms up.
@@ -45,117 +38,6 @@ _LOG = (
 )
 
 Tell = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Cores:
-    """Where services run, and where what is around them does; the same where there is one core only."""
-
-    services: tuple[int, ...]
-    around: tuple[int, ...]
-
-    @staticmethod
-    def of(cpus: Sequence[int], threads: int) -> Cores:
-        cores = one_per_core(cpus)
-        return Cores(tuple(cores[: max(1, min(threads, len(cores) - 1))]), (cores[-1],))
-
-
-def ask(child: Child, patience: float, /, **message: Any) -> dict[str, Any]:
-    """Send a request to a process and wait so many seconds for its answer. Raises SideError."""
-    try:
-        child.channel.send(message)
-        answer = child.channel.receive(patience)
-    except ChannelClosed:
-        raise SideError(child.death()) from None
-    except TimeoutError:
-        raise SideError(Death(Status.TIMEOUT, f"it did not answer within {patience:g} s")) from None
-    if "error" in answer:
-        raise SideError(Death(Status.FAILED, str(answer["error"])[:500]))
-    return answer
-
-
-def traffic_of(side: Side) -> Traffic:
-    """The traffic of a side."""
-    assert side.target.traffic is not None
-    return side.target.traffic
-
-
-class Running:
-    """The processes of one side: its instances, and its neighbours."""
-
-    def __init__(self, side: Side, cores: Cores, redis_url: str = "", folder: Path | None = None) -> None:
-        self.side, self._cores, self._url, self._folder = side, cores, redis_url, folder
-        self.config = ServiceConfig.read(Artifact.open(side.artifact).manifest["service"])
-        self.instances: list[Child] = []
-        self.neighbours: list[Child] = []
-        self.sockets: list[str] = []
-
-    def open(self) -> ColdStart:
-        """Load it; what that cost its first instance. Raises SideError."""
-        costs: list[ColdStart] = []
-        for _ in range(self.config.batching.instances):
-            child = Fresh("leanmark.serving.process", threads=self.side.target.threads, code=self.side.code)
-            self.instances.append(child)
-            costs.append(self._opened(child))
-        return costs[0]
-
-    def _opened(self, child: Child) -> ColdStart:
-        opening = self.side.opening()
-        answer = ask(
-            child,
-            _OPEN_SECONDS,
-            op="open",
-            **{key: opening[key] for key in ("artifact", "splits", "loader", "library", "threads")},
-            traffic=asdict(traffic_of(self.side)),
-            cpus=list(self._cores.services),
-            redis_url=self._url,
-            cache_name=f"{time.time_ns():x}-{self.side.name}",
-            socket="" if self._folder is None else self._socket(),
-        )
-        if answer["protocol"] != PROTOCOL_VERSION:
-            raise SideError(Death(Status.FAILED, f"it speaks version {answer['protocol']} of the worker protocol"))
-        return from_json(ColdStart, {**answer["cold_start"], "rss_peak_bytes": answer["peak"]})
-
-    def _socket(self) -> str:
-        assert self._folder is not None
-        self.sockets.append(str(self._folder / f"s{len(self.sockets)}"))
-        return self.sockets[-1]
-
-    def answers(self) -> dict[str, Any]:
-        """What its first instance answers on the test split. Raises SideError."""
-        return ask(self.instances[0], _ANSWER_SECONDS, op="answers")
-
-    def serve(self) -> None:
-        """Listen for requests. Raises SideError."""
-        for child in self.instances:
-            ask(child, _ASK_SECONDS, op="serve")
-        for _ in range(self.config.neighbours):
-            child = Fresh("leanmark.serving.neighbour", threads=1, code=self.side.code)
-            self.neighbours.append(child)
-            loader = registry.get_runtime(self.side.target.runtime).loader
-            cpus = list(self._cores.services)
-            ask(child, _OPEN_SECONDS, artifact=str(self.side.artifact), loader=loader, cpus=cpus)
-
-    def counts(self) -> list[dict[str, Any]]:
-        """What each instance did since it was last asked. Raises SideError."""
-        return [ask(child, _ASK_SECONDS, op="counts") for child in self.instances]
-
-    def forget(self) -> None:
-        """Empty all caches. Raises SideError."""
-        for child in self.instances:
-            ask(child, _ASK_SECONDS, op="forget")
-
-    def begin_neighbours(self) -> None:
-        for child in self.neighbours:
-            child.channel.send({})
-
-    def end_neighbours(self) -> float:
-        """Seconds that they computed, together. Raises SideError."""
-        return sum(float(ask(child, _ASK_SECONDS)["busy"]) for child in self.neighbours)
-
-    def close(self) -> None:
-        for child in (*self.instances, *self.neighbours):
-            child.kill()
 
 
 class Bench:
@@ -205,7 +87,7 @@ class Bench:
             return ""
         child = self._kept(Fresh("leanmark.measure.redis_server"))
         try:
-            told = ask(child, _ASK_SECONDS, cpus=list(self.cores.around), memory=_REDIS_MEMORY)
+            told = ask(child, ASK_SECONDS, cpus=list(self.cores.around), memory=_REDIS_MEMORY)
         except SideError as error:
             return error
         return SideError(Death(Status.SKIPPED, told["missing"])) if "missing" in told else str(told["url"])
@@ -219,7 +101,7 @@ class Bench:
         running.serve()
         ask(
             self._generator,
-            _OPEN_SECONDS,
+            OPEN_SECONDS,
             op="open",
             name=side.name,
             artifact=str(side.artifact),
@@ -229,8 +111,8 @@ class Bench:
             cpus=list(self.cores.around),
         )
         warm = self.traffic.warm and running.config.caching is not None
-        seconds = _OPEN_SECONDS if warm else _WARM_SECONDS
-        found = ask(self._generator, _OPEN_SECONDS + _ASK_SECONDS, op="warm", name=side.name, seconds=seconds)
+        seconds = OPEN_SECONDS if warm else _WARM_SECONDS
+        found = ask(self._generator, OPEN_SECONDS + ASK_SECONDS, op="warm", name=side.name, seconds=seconds)
         if self.traffic.scenario is Scenario.OFFLINE:
             # LoadGen must know about how many it can ask at once for its test to last long enough: a first test tells.
             self._rates[side.name] = found["rate"]
@@ -281,7 +163,7 @@ class Bench:
         running.begin_neighbours()
         found = ask(
             self._generator,
-            _PATIENCE * lasting + _ASK_SECONDS,
+            _PATIENCE * lasting + ASK_SECONDS,
             op="test",
             name=name,
             scenario=traffic.scenario.value,
@@ -337,7 +219,7 @@ class Bench:
         return {name: check(found, answers[reference], limits.get(name)) for name, found in answers.items()}
 
     def _answers(self, name: str) -> dict[str, Any]:
-        return ask(self._generator, _ANSWER_SECONDS, op="answers", name=name)
+        return ask(self._generator, ANSWER_SECONDS, op="answers", name=name)
 
 
 def _needs_redis(side: Side) -> bool:

@@ -318,7 +318,7 @@ def code_hash(workload: Workload, target: Target, structure: str | None = None) 
     rest = _hash(
         "code",
         platform.python_version(),
-        source_hash("leanmark.measure.worker"),
+        source_hash("leanmark.measure.worker" if target.traffic is None else "leanmark.serving.process"),
         source_hash(runtime.loader.partition(":")[0]),
         [workload.metric, _source_of(metric)],
         _versions((*runtime.libraries, "numpy")),
