@@ -11,7 +11,7 @@ from leanmark.judge import store as runs
 from leanmark.prepare.artifacts import Store, writing_to
 from leanmark.prepare.sources import default_store
 from leanmark.results import Result
-from leanmark.stages import Artifact, Program
+from leanmark.stages import Artifact, Program, Service
 
 # Names come from files that anybody may have written: they go in as literals only.
 _ONNX = '''"""Loads the model beside this file."""
@@ -70,6 +70,30 @@ if __name__ == "__main__":
 '''
 
 
+_SERVICE = '''"""Answers requests with the service beside this file; needs leanmark[serving]."""
+
+from pathlib import Path
+
+from leanmark.runtimes import load_onnxruntime
+from leanmark.serving.making import make_handler
+from leanmark.stages import Artifact
+from leanmark.traffic import Traffic
+
+CELL = {cell}
+SHARED_CACHE = "redis://127.0.0.1:6379/0"  # where the service has one
+traffic = Traffic("exported", candidates={candidates}, top={top}, features={features})
+handler = make_handler(Artifact.open(Path(__file__).parent), traffic, load_onnxruntime, 1, SHARED_CACHE, CELL)
+
+if __name__ == "__main__":
+    print("payload", handler.config.payload)
+    for field in handler.carried.request:
+        print("request", field.name, field.dtype, list(field.shape))
+    for field in handler.carried.answer:
+        print("answer ", field.name, field.dtype, list(field.shape))
+    # (answer,) = handler.answer([handler.decode(payload)])
+'''
+
+
 def export_cell(run: Path, cell: str, to: Path | None) -> tuple[Path, str | None]:
     """Write the artifact of one cell of a run. Raises InvalidInput.
 
@@ -95,7 +119,7 @@ def export_cell(run: Path, cell: str, to: Path | None) -> tuple[Path, str | None
         for path in artifact.files():
             shutil.copyfile(path, folder / path.name)
         (folder / "load.py").write_text(_script(artifact, result))
-    builder = artifact.manifest.get("builder") if artifact.stage is not Program else None
+    builder = artifact.manifest.get("builder")
     needs = None if builder is None or builder.startswith("leanmark.") else builder.partition(":")[0]
     return folder, needs
 
@@ -113,6 +137,15 @@ def find_result(results: tuple[Result, ...], cell: str) -> Result:
 
 
 def _script(artifact: Artifact, result: Result) -> str:
+    traffic = result.cell.target.traffic
+    if artifact.stage is Service and traffic is not None:
+        whole = traffic.candidates is None
+        return _SERVICE.format(
+            cell=ascii(result.cell.id),
+            candidates=None if whole else (1, 1),
+            top=int(traffic.top),
+            features=ascii(traffic.features),
+        )
     if artifact.stage is not Program:
         return _TORCH.format(cell=ascii(result.cell.id), builder=ascii(artifact.manifest["builder"]))
     name = next(iter(value.name for value in artifact.proto().graph.input))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,10 +44,11 @@ def measure_all(
     inspected: dict[str, Inspected] = {}
     launches: dict[str, list[Launch]] = {}
     services: dict[str, BlockServed] = {}
+    answered: dict[Hashable, Inspected] = {}
     for name, cells in ready.items():
         block = _Block(name, cells, planned, journal, meter, findings, len(cells) / max(total, 1))
         if cells and cells[0].target.traffic is not None:
-            services[name] = block.measure_services()
+            services[name] = block.measure_services(answered)
         else:
             launches[name] = block.measure()
         inspected |= block.inspected
@@ -170,9 +171,18 @@ class _Block:
         alive = self._alive()
         return self._play(alive) if alive and alive[0].role is Role.REFERENCE else []
 
-    def measure_services(self) -> BlockServed:
-        """Answers, then rounds of tests, the search for the highest rate, and answers under traffic."""
+    def measure_services(self, answered: dict[Hashable, Inspected]) -> BlockServed:
+        """Answers, then rounds of tests, the search for the highest rate, and answers under traffic.
+
+        answered: what other blocks have seen of the same services; what they answer, asked alone, no traffic changes.
+        """
+        keys = {cell.id: self._answered_alike(cell) for cell in self.cells}
+        for cell in self.cells:
+            if cell.id not in self.inspected and keys[cell.id] in answered:
+                self.inspected[cell.id] = answered[keys[cell.id]]
+                self.journal.append("inspected", cell=cell.id, inspected=to_json(self.inspected[cell.id]))
         alive = self._alive()
+        answered.update({keys[cell.id]: self.inspected[cell.id] for cell in self.cells})
         if not alive or alive[0].role is not Role.REFERENCE:
             return BlockServed()
         start = self.meter.shares["measure"]
@@ -185,6 +195,13 @@ class _Block:
             lambda kind, found: self.journal.append("served", block=self.name, what=kind, found=_plain(found)),
             lambda part, text: self.meter.reach("measure", start + self.share * part, text),
         )
+
+    def _answered_alike(self, cell: Cell) -> Hashable:
+        """What decides about a service's answers: it, the plain one that it is compared with, and what requests bring."""
+        traffic = cell.target.traffic
+        assert traffic is not None
+        contents = [tuple(item.content for item in self.findings.prepared[own.id]) for own in (cell, self.cells[0])]
+        return (cell.workload, *contents, cell.target.threads, traffic.features, traffic.candidates is None)
 
     def _alive(self) -> list[Cell]:
         """The cells that gave answers, the reference first."""

@@ -69,8 +69,18 @@ class Plan:
         return replace(self, cells=tuple(cell for cell in self.cells if cell.id in kept))
 
     def beside(self) -> Plan:
-        """Only cells that are shipped: beside their other version they need neither controls nor torch eager."""
-        return replace(self, cells=tuple(cell for cell in self.cells if cell.role in (Role.REFERENCE, Role.VARIANT)))
+        """Only cells that are shipped: beside their other version they need neither controls nor torch eager.
+
+        Services are skipped: they are measured beside their plain form only.
+        """
+        shipped = [cell for cell in self.cells if cell.role in (Role.REFERENCE, Role.VARIANT)]
+        return replace(self, cells=tuple(map(_skip_service, shipped)))
+
+
+def _skip_service(cell: Cell) -> Cell:
+    if cell.target.traffic is None or cell.skip is not None:
+        return cell
+    return replace(cell, skip=(Status.SKIPPED, "services are not measured beside another version"))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from leanmark.workloads.split_store import open_split
 
 Message = dict[str, Any]
 # A receiver that waits 5 ms for the interpreter would add them to a percentile.
-_SWITCH_SECONDS = 0.0002
+SWITCH_SECONDS = 0.0002
 _READ_BYTES = 1 << 18
 _AT_ONCE = 32
 # LoadGen draws as many requests beforehand as fit a test of this latency, and calls a test invalid that needs more.
@@ -249,7 +249,7 @@ def read_log(path: Path) -> Message:
 
 def main(descriptor: int) -> None:
     """Answer requests until the parent hangs up."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     channel = inherited(descriptor)
     end_with_parent(channel)
     clients: dict[str, Client] = {}
