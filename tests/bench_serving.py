@@ -1,7 +1,7 @@
 """What sending traffic costs: how many requests a second the generator brings to a service that does nothing.
 
-Part of `tox run -e bench`. The service answers each request with what it was sent; it runs on one core, the generator on
-another. A rate counts where LoadGen calls the test valid and the generator itself was busy for less than 90 % of its time.
+Part of `tox run -e bench`. The service answers each request with what it was sent; it runs on one core, the generator
+on another. A rate counts where LoadGen calls the test valid and the generator was busy for less than 90 % of its time.
 """
 
 import argparse

@@ -197,7 +197,7 @@ class _Block:
         )
 
     def _answered_alike(self, cell: Cell) -> Hashable:
-        """What decides about a service's answers: it, the plain one that it is compared with, and what requests bring."""
+        """What decides about a service's answers: it, the plain one that it is beside, and what requests bring."""
         traffic = cell.target.traffic
         assert traffic is not None
         contents = [tuple(item.content for item in self.findings.prepared[own.id]) for own in (cell, self.cells[0])]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from runs import COMMIT, ENVIRONMENT, HOSTILE
 
 from leanmark.publish import curves, leaderboard, numbers, summary
 from leanmark.publish.site import Asset, render
 from leanmark.results import Cell, Interval, Result, Role, Run, Status, Target, Timing
 from leanmark.traffic import Point, Served, Spread, TierUse, Traffic
-from runs import COMMIT, ENVIRONMENT, HOSTILE
 
 TRAFFIC = Traffic("browse", rate=300.0, candidates=(1, 32), zipf=1.0, limit_seconds=0.02, search=True, price=0.05)
 TARGET = Target(traffic=TRAFFIC)
@@ -124,7 +124,11 @@ def test_a_table_has_a_row_for_each_figure(run: Run):
 
 @pytest.mark.parametrize(
     ("bracket", "shown"),
-    [((412.0, 466.4), "412/s [412, 466]"), ((1000.0, None), "1,000/s [1,000, –]"), (None, "–")],
+    [
+        ((412.0, 466.4), "412/s [412, 466]"),
+        ((1000.0, None), f"1,000/s [1,000, {numbers.MISSING}]"),
+        (None, numbers.MISSING),
+    ],
 )
 def test_rates_are_shown_with_what_was_too_much(bracket: tuple[float, float | None] | None, shown: str):
     assert str(numbers.rate(bracket)) == shown
