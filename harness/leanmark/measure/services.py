@@ -244,6 +244,7 @@ def test_of(name: str, rate: float, found: Mapping[str, Any], counts: Sequence[M
     used = [item for item in counts if item["requests"]]
     work = {key: sum(item["work"][key] for item in counts) for key in counts[0]["work"]}
     log = {key: found[key] for key in _LOG if key in found}
+    log.setdefault("completed_rate", float(found.get("queries", 0)) / seconds)  # which single stream does not tell
     log |= {key: float(found.get(f"{key}_ns", 0.0)) * 1e-9 for key in ("mean", "minimum", "p50", "p90", "p95", "p99")}
     return Test(
         side=name,

@@ -347,7 +347,9 @@ def _answered(artifact: Artifact, examples: Split) -> list[np.ndarray[Any, Any]]
     from leanmark.serving.asking import answers
     from leanmark.serving.making import make_handler
 
-    return [answers(make_handler(artifact, Traffic("check"), load_onnxruntime, 1, NOWHERE), examples)]
+    # All at once, as programs are asked: what is quantized by the range of a whole batch differs between batches.
+    handler = make_handler(artifact, Traffic("check"), load_onnxruntime, 1, NOWHERE)
+    return [answers(handler, examples, len(examples))]
 
 
 def _fixed_batch(stage: AnyStage) -> int | None:

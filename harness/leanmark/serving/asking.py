@@ -55,15 +55,15 @@ def _taken(fields: Sequence[Field], key: Field, table: Array | None, ids: Array)
     return {fields[0].name: table[ids]}
 
 
-def answers(handler: Handler, split: Split) -> Array:
-    """What a service answers to each example of a split, as its model would.
+def answers(handler: Handler, split: Split, at_once: int = _ASKED_AT_ONCE) -> Array:
+    """What a service answers to each example of a split, as its model would; so many of what ranks nothing at once.
 
     Of a ranking, logits of all candidates, shape (N, C); what an approximate index did not find is behind all others.
     """
     if not handler.config.ranks:
         parts = [
-            _scores(handler, split, range(start, min(start + _ASKED_AT_ONCE, len(split))))
-            for start in range(0, len(split), _ASKED_AT_ONCE)
+            _scores(handler, split, range(start, min(start + at_once, len(split))))
+            for start in range(0, len(split), at_once)
         ]
         return np.concatenate(parts)
     index = handler.config.index
