@@ -146,7 +146,7 @@ def test_what_trains_does_not_apply_where_there_is_nothing_to_train_with(
     (tmp_path / "published.py").write_text(
         "from leanmark.workloads import fashion_mnist\n"
         "def splits():\n"
-        "    return {name: split for name, split in fashion_mnist.splits().items() if name != 'train'}\n"
+        "    return {name: split for name, split in fashion_mnist.small_splits().items() if name != 'train'}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     workload = replace(registry.get_workload("lenet-300-100"), train=None, data="published:splits")

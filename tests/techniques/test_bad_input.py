@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from leanmark import registry
 from leanmark.errors import LeanmarkError, NotApplicable, PreparationError
 from leanmark.registry import Step
-from leanmark.stages import Context, Program, Split, TorchModel, save
+from leanmark.stages import Context, Program, Service, Split, TorchModel, save
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.random((64, 1, 8, 8), dtype=np.float32)
@@ -24,6 +24,8 @@ EMPTY = Context(
 
 # What a step cannot do without, and what would make it slow.
 PARAMS = {
+    "inputs.payload": {"format": "raw"},
+    "serve.cache": {"entries": 10},
     "cluster.kmeans": {"clusters": 4},
     "control.slowdown": {"percent": 3},
     "encode.ans": {},
@@ -124,6 +126,8 @@ def stage_for(item: Step, name: str) -> TorchModel | Program:
     stage = model(name)
     if TorchModel in item.consumes:
         return stage
+    if item.consumes == (Service,):
+        return applied(registry.get_step("serve.plain"), stage)
     return applied(registry.get_step("export.onnx"), stage)
 
 
