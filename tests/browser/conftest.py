@@ -23,7 +23,7 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs in this thread, where later tests want one of their own
 def browser() -> Iterator[Browser]:
     program = os.environ.get("LEANMARK_CHROMIUM") or shutil.which("chromium")
     if program is None:

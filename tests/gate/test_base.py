@@ -50,16 +50,19 @@ def test_a_comment_changes_nothing_and_nothing_is_measured_unless_one_says_so(pr
 
 @pytest.mark.slow
 def test_a_slower_model_is_named_with_size_and_interval(project: Project, second: Change):
-    """One layer more in thirty-three, without a parameter more: 3 % slower, far over the tolerance."""
+    """Ten layers more than thirty-three, without a parameter more: some 30 % slower, far over the tolerance.
+
+    It is told on a busy machine, too; how small a slowdown is seen on a quiet one is a benchmark's to say.
+    """
     project.change("net.py", "DEPTH = 2", "DEPTH = 33")
     project.change("mine.yaml", "runtime: torch", "runtime: onnxruntime")
     project.change("mine.yaml", "budget: 400ms, launches: 4", "budget: 1600ms, launches: 8")
     project.change(
-        "mine.yaml", "latency: off", "latency: {tolerance: 0.5%, must_see: 2%}\n  macs: off\n  size: {tolerance: 5%}"
+        "mine.yaml", "latency: off", "latency: {tolerance: 0.5%, must_see: 2%}\n  macs: off\n  size: {tolerance: 50%}"
     )
     project.commit("judge latency")
     project.git("tag", "--force", "one")
-    second("net.py", "DEPTH = 33", "DEPTH = 34")
+    second("net.py", "DEPTH = 33", "DEPTH = 43")
     before = project.state()
     files = ("--markdown", "comment.log", "--junit", "junit.log", "--only", "fp32")
     done = project.leanmark("gate", "mine.yaml", "--base", "one", *files)
