@@ -109,6 +109,9 @@ def _with_service(result: Result, prepared: Prepared, found: BlockServed) -> Res
     evidence = result.evidence
     if did is not None:
         evidence = tuple(_observed(item, did) for item in evidence)
+    if facts.get("copies") and facts.get("index") != "exact":
+        # What it finds are copies of what was clicked, which no metric counts; its evidence has its recall.
+        result = replace(result, quality=None)
     return replace(result, timing=rounds.timing(found, cell.id), served=did, evidence=evidence)
 
 

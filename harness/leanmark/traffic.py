@@ -36,7 +36,8 @@ class Traffic:
     how many items there are, those of the workload again and again with noise; 0 for the workload's own. requests: how
     many different ones. seconds: how long a test lasts at least. limit_seconds: what a percentile must hold. search:
     whether the highest such rate is looked for. warm: whether what a test would cache is cached before it. features:
-    whether they come with a request, or from a store by their id. examples: the split that is asked about where nothing
+    whether they come with a request, or from a store by their id, of which each reading takes store_seconds longer than
+    this machine's own disk. examples: the split that is asked about where nothing
     is ranked. bytes_a_second and rtt_seconds: the network in front of the service; None and 0 for none. price: what an
     instance costs an hour, in any currency; 0 for unknown.
     """
@@ -55,6 +56,7 @@ class Traffic:
     search: bool = False
     warm: bool = True
     features: Literal["request", "store"] = "request"
+    store_seconds: float = 0.0
     examples: Literal["test", "validation", "calibration"] = "test"
     bytes_a_second: float | None = None
     rtt_seconds: float = 0.0

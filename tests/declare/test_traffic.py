@@ -72,6 +72,7 @@ def test_services_are_planned_beside_their_plain_form(load: Callable[[str], suit
         ("[1, 32]", "[32, 1]", r"two numbers are the fewest and the most"),
         ("[1, 32]", "[1, 2, 3]", r"two numbers are the fewest and the most"),
         ("zipf: 1.0", "zipff: 1.0", r"unknown key 'zipff'.*zipf"),
+        ("zipf: 1.0", "store: {rtt: 2ms}", r"mine.yaml:8:.*says how far the store is.*features: store"),
         ("rate: 300/s", "scenario: offline, search: true", r"the highest rate is looked for under server traffic"),
         ("workloads: [lenet-5]}", "workloads: [lenet-6]}", r"a target is for 'lenet-6'.*lenet-5"),
         ("workloads: [lenet-5]}", "recipes: [cache]}", r"a target is for 'cache'.*cached"),

@@ -91,6 +91,12 @@ class NetworkDeclaration(_Strict):
     rtt: Seconds | None = None
 
 
+class StoreDeclaration(_Strict):
+    """A store of features that is elsewhere, simulated: how long there and back takes, for any number of rows."""
+
+    rtt: Seconds | None = None
+
+
 class TrafficDeclaration(_Strict):
     """What is asked of a service: how requests arrive, and what they ask for; see `traffic.Traffic`."""
 
@@ -107,6 +113,7 @@ class TrafficDeclaration(_Strict):
     search: bool = False
     cache: Literal["warm", "cold"] = "warm"
     features: Literal["request", "store"] = "request"
+    store: StoreDeclaration = StoreDeclaration()
     examples: Literal["test", "validation", "calibration"] = "test"
     network: NetworkDeclaration = NetworkDeclaration()
     price_an_hour: float = Field(default=0.0, ge=0)

@@ -70,6 +70,12 @@ def _traffic(name: str, entry: TrafficDeclaration, location: Location, document:
             where=document.position((*location, "search")),
             do="Write `scenario: server`, or leave `search` out.",
         )
+    if entry.store.rtt is not None and entry.features != "store":
+        raise InvalidInput(
+            f"'{name}' says how far the store is, but its features come with the request",
+            where=document.position((*location, "store")),
+            do="Write `features: store`, too, or leave `store` out.",
+        )
     return Traffic(
         name=name,
         scenario=Scenario(entry.scenario),
@@ -85,6 +91,7 @@ def _traffic(name: str, entry: TrafficDeclaration, location: Location, document:
         search=entry.search,
         warm=entry.cache == "warm",
         features=entry.features,
+        store_seconds=entry.store.rtt or 0.0,
         examples=entry.examples,
         bytes_a_second=entry.network.bandwidth,
         rtt_seconds=entry.network.rtt or 0.0,

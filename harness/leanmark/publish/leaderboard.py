@@ -165,7 +165,8 @@ def traffic_words(traffic: Traffic) -> str:
     if traffic.zipf:
         words.append(f"Zipf {traffic.zipf:g}")
     if traffic.features == "store":
-        words.append("features from a store")
+        away = f", {traffic.store_seconds * 1e3:g} ms away" if traffic.store_seconds else ""
+        words.append(f"features from a store{away}")
     if traffic.bytes_a_second is not None:
         words.append(f"{traffic.bytes_a_second * 8 / 1e6:g} Mbit/s")
     if traffic.rtt_seconds:

@@ -18,7 +18,6 @@ from leanmark.serving.payloads import BadPayload, Codec, Field, codec
 
 Program = Callable[[Mapping[str, Array]], Array]
 # Rows of a table by their ids, each once and the lowest first.
-# Rows of a table by their ids, each once and the lowest first.
 Read = Callable[[str, Sequence[int]], Sequence[bytes]]
 # What finds the items that fit queries best: queries (n, width), how many -> of each query, ids and products.
 Search = Callable[[Array, int], list[tuple[Array, Array]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def make_handler(
         Parts(
             programs,
             tables,
-            Store({name: tables[name] for name in ("query", "item") if name in tables}).read if stored else None,
+            _store(tables, traffic).read if stored else None,
             tiers if of == "features" else None,
             tiers if of == "embeddings" else None,
             None if config.index is None else make_search(config.index, tables, threads),
@@ -66,14 +67,26 @@ def _tiers(caching: Caching, redis_url: str, name: str) -> list[Tier]:
     return found
 
 
-class Store:
-    """Features on disk, as a service reads them that does not hold them itself: SQLite, a table a kind, a row an id."""
+_ROWS_A_QUESTION = 30_000  # SQLite takes 32,766 values at once
 
-    def __init__(self, tables: Mapping[str, Array]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="leanmark-store-")
-        self._database = sqlite3.connect(Path(self._folder.name) / "features.db", isolation_level=None)
-        for name, table in tables.items():
-            self._fill(name, table)
+
+def _store(tables: Mapping[str, Array], traffic: Traffic) -> Store:
+    return Store({name: tables[name] for name in ("query", "item") if name in tables}, traffic.store_seconds)
+
+
+class Store:
+    """Features on disk, as a service reads them that does not hold them itself: SQLite, a table a kind, a row an id.
+
+    A store that is elsewhere is one whose every reading takes `seconds` longer.
+    """
+
+    def __init__(self, tables: Mapping[str, Array], seconds: float = 0.0) -> None:
+        self._seconds = seconds
+        with tempfile.TemporaryDirectory(prefix="leanmark-store-") as folder:
+            self._database = sqlite3.connect(Path(folder) / "features.db", isolation_level=None)
+            for name, table in tables.items():
+                self._fill(name, table)
+            # The file stays for as long as this process has it open, and goes with it, however that ends.
 
     def _fill(self, name: str, table: Array) -> None:
         self._database.execute(f"create table {name} (id integer primary key, content blob)")
@@ -84,9 +97,15 @@ class Store:
 
     def read(self, name: str, ids: Sequence[int]) -> Sequence[bytes]:
         """The rows of these ids, which are there, each once, the lowest first."""
-        marks = ",".join("?" * len(ids))
-        asked = f"select content from {name} where id in ({marks}) order by id"  # noqa: S608 - the names are ours
-        return [content for (content,) in self._database.execute(asked, ids)]
+        if self._seconds:
+            time.sleep(self._seconds)
+        found: list[bytes] = []
+        for start in range(0, len(ids), _ROWS_A_QUESTION):
+            part = ids[start : start + _ROWS_A_QUESTION]
+            marks = ",".join("?" * len(part))
+            asked = f"select content from {name} where id in ({marks}) order by id"  # noqa: S608 - the names are ours
+            found += [content for (content,) in self._database.execute(asked, part)]
+        return found
 
 
 def make_search(index: Index, tables: Mapping[str, Array], threads: int) -> Search:

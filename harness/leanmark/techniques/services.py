@@ -314,7 +314,8 @@ def finds(artifact: Artifact, _params: Mapping[str, Any]) -> Evidence:
     recall = float(
         np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(wanted.tolist(), found.tolist(), strict=True)])
     )
-    facts = {"index": config.index.kind, "items": len(items), f"recall_at_{_SEARCHED}": recall}
+    copies = len(items) - config.entries
+    facts = {"index": config.index.kind, "items": len(items), "copies": copies, f"recall_at_{_SEARCHED}": recall}
     if config.index.kind == "ivf":
         facts["looked_at"] = config.index.probes / config.index.lists
     return Evidence("serve.ann", recall > 0, facts, "" if recall > 0 else "it finds none of the first 20 items")
