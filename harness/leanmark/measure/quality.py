@@ -15,7 +15,7 @@ from leanmark.arrays import numpy as np
 from leanmark.host import available_cpus
 from leanmark.jsonable import from_json
 from leanmark.measure import energy
-from leanmark.measure.running import Cores, Running
+from leanmark.measure.running import Cores, Running, traffic_of
 from leanmark.measure.sides import Side, SideError, Worker
 from leanmark.measure.worker import ALSO
 from leanmark.processes import Death
@@ -78,7 +78,9 @@ def inspect(side: Side, *, answers_only: bool = False) -> Inspection:
 
 def _inspect_service(side: Side) -> Inspection:
     """The same of a service, whose answers another process scores. Raises SideError."""
-    running = Running(side, Cores.of(available_cpus(), side.target.threads), NOWHERE)
+    # What it answers does not depend on how far away its features are.
+    near = replace(side.target, traffic=replace(traffic_of(side), store_seconds=0.0))
+    running = Running(replace(side, target=near), Cores.of(available_cpus(), side.target.threads), NOWHERE)
     try:
         cold_start = running.open()
         message = running.answers()

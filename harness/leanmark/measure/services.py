@@ -111,12 +111,13 @@ class Bench:
             cpus=list(self.cores.around),
         )
         warm = self.traffic.warm and running.config.caching is not None
-        seconds = OPEN_SECONDS if warm else _WARM_SECONDS
+        short = min(_WARM_SECONDS, self.traffic.seconds)
+        seconds = OPEN_SECONDS if warm else short
         found = ask(self._generator, OPEN_SECONDS + ASK_SECONDS, op="warm", name=side.name, seconds=seconds)
         if self.traffic.scenario is Scenario.OFFLINE:
             # LoadGen must know about how many it can ask at once for its test to last long enough: a first test tells.
             self._rates[side.name] = found["rate"]
-            self._rates[side.name] = _OFFLINE_HASTE * self.test(side.name, 0.0, 0, _WARM_SECONDS).completed_rate
+            self._rates[side.name] = _OFFLINE_HASTE * self.test(side.name, 0.0, 0, short).completed_rate
 
     def _attempt(self, name: str, what: Callable[[], Any]) -> Any:
         """What it gives; None where the side dies of it."""
