@@ -112,7 +112,7 @@ def _with_service(result: Result, prepared: Prepared, found: BlockServed) -> Res
     if facts.get("copies") and facts.get("index") != "exact":
         # What it finds are copies of what was clicked, which no metric counts; its evidence has its recall.
         result = replace(result, quality=None)
-    return replace(result, timing=rounds.timing(found, cell.id), served=did, evidence=evidence)
+    return replace(result, timing=rounds.timing(found, cell.id, cell.target.traffic), served=did, evidence=evidence)
 
 
 def _observed(evidence: Evidence, did: Served) -> Evidence:

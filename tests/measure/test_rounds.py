@@ -87,7 +87,7 @@ def test_what_does_not_count_gives_no_ratio(changes: dict[str, object], why: str
         compare(found, "fast", "plain", TRAFFIC)
     assert why in found.problem("fast")
     assert found.problem("plain") == ""
-    assert timing(found, "fast") is None
+    assert timing(found, "fast", TRAFFIC) is None
 
 
 def test_a_side_that_died_is_known():
@@ -111,7 +111,14 @@ def test_what_a_service_did_is_added_up():
     assert did.cost_per_million == pytest.approx(0.36 * 2 / 3600 / 200 * 1e6)
     assert [point.rate for point in did.curve] == [100.0, 200.0, 400.0]
     assert [point.holds for point in did.curve] == [True, True, False]
-    assert did.seconds == pytest.approx(timing(found, "fast").p99)  # pyright: ignore[reportOptionalMemberAccess]
+    assert did.seconds == pytest.approx(timing(found, "fast", TRAFFIC).p99)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_offline_a_request_takes_its_share_of_the_test():
+    offline = replace(TRAFFIC, scenario=Scenario.OFFLINE)
+    found = timing(block([0.5] * 4), "plain", offline)
+    assert found is not None
+    assert found.median == found.p99 == pytest.approx(1 / found.calls_per_second)
 
 
 @given(st.floats(1, 50_000), st.floats(0.1, 10))

@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from leanmark.jsonable import canonical_json
 from leanmark.measure.device import read_devices
 
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "numpy", "scipy", "leanmark")
+# What services are run with: no class of machines, since other targets know nothing of it.
+_SERVICE_LIBRARIES = ("mlcommons-loadgen", "faiss-cpu", "cachetools", "redis", "orjson")
 # Instruction sets that decide which kernels a runtime picks.
 _FEATURES = frozenset(
     [
@@ -49,7 +51,7 @@ def read_environment() -> dict[str, Any]:
     import psutil
 
     cpu, features = _cpu()
-    versions = {name: version for name in _LIBRARIES if (version := _version(name)) is not None}
+    versions = _versions(_LIBRARIES)
     fixed = {
         "cpu": cpu,
         "features": features,
@@ -65,6 +67,7 @@ def read_environment() -> dict[str, Any]:
     return {
         **fixed,
         "machine_class": machine_class(fixed),
+        "service_versions": _versions(_SERVICE_LIBRARIES),
         "kernel": platform.release(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": list(os.getloadavg()),
@@ -124,6 +127,10 @@ def _distribution() -> str:
     with contextlib.suppress(OSError):
         return platform.freedesktop_os_release().get("PRETTY_NAME", platform.release())
     return platform.release()
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    return {name: version for name in libraries if (version := _version(name)) is not None}
 
 
 def _version(library: str) -> str | None:

@@ -142,19 +142,24 @@ def _log_figure(item: Round, side: str, traffic: Traffic) -> float | None:
     return sum(math.log(test.figure(traffic)) for test in tests) / len(tests)
 
 
-def timing(block: BlockServed, side: str) -> Timing | None:
-    """Latency of one side alone, as LoadGen sees it; None without any test that counts."""
+def timing(block: BlockServed, side: str, traffic: Traffic) -> Timing | None:
+    """Latency of one side alone, as LoadGen sees it; None without any test that counts.
+
+    Offline, where all requests are there at once, how long one waits says nothing: each takes its share of the test.
+    """
     tests = [test for test in block.tests(side) if not test.problem]
     if not tests:
         return None
 
     def middle(name: str) -> float:
-        return math.exp(sum(math.log(max(getattr(test, name), 1e-9)) for test in tests) / len(tests))
+        found = [test.figure(traffic) if offline else getattr(test, name) for test in tests]
+        return math.exp(sum(math.log(max(seconds, 1e-9)) for seconds in found) / len(found))
 
+    offline = traffic.scenario is Scenario.OFFLINE
     return Timing(
         calls=sum(test.queries for test in tests),
         launches=len(block.rounds),
-        minimum=min(test.minimum for test in tests),
+        minimum=min(test.figure(traffic) if offline else test.minimum for test in tests),
         median=middle("p50"),
         p90=middle("p90"),
         p95=middle("p95"),

@@ -81,7 +81,8 @@ def _print_group(group: Group, members: Sequence[Row], front: frozenset[str], co
     traffic = group.target.traffic
     if traffic is not None:
         highest = f"highest rate with p99 within {numbers.seconds(traffic.limit_seconds)}"
-        header = (*header[:2], "a request", f"{traffic.figure} vs plain service", highest, "status")
+        last = highest if traffic.search else traffic.figure
+        header = (*header[:2], "bytes a request", f"{traffic.figure} vs plain service", last, "status")
     lines = [_Line.of(row, row.id in front) for row in members]
     inline = [line.cells(two_lines=False) for line in lines]
     wide = sum(_widths(inline, header)) + _WIDE_GAP * (len(header) - 1) <= console.width
@@ -110,9 +111,11 @@ class _Line:
     def of(row: Row, on_front: bool) -> _Line:
         size = numbers.size(row.footprint.size_bytes if row.footprint else None)
         last = numbers.ratio(row.eager)
-        if row.group.target.traffic is not None:
+        traffic = row.group.target.traffic
+        if traffic is not None:
             size = numbers.size(round(row.served.bytes_in) if row.served else None)
-            last = numbers.rate(row.served.highest if row.served else None)
+            last = Figure(numbers.seconds(row.served.seconds if row.served else None))
+            last = numbers.rate(row.served.highest if row.served else None) if traffic.search else last
         figures = (numbers.quality(row.quality), Figure(size), numbers.ratio(row.latency), last)
         return _Line(row, visible(row.variant, NAME_LIMIT) + (" *" if on_front else ""), figures)
 
