@@ -12,6 +12,7 @@ import pytest
 
 from leanmark.measure.redis_server import PROGRAM, started
 from leanmark.serving.caches import ANSWER_SECONDS, Instance, Shared, Tiers
+from leanmark.serving.config import Policy
 
 
 @pytest.fixture
@@ -69,8 +70,9 @@ def test_the_least_recently_or_least_often_used_goes_first():
     assert kept["lfu"] == keys(2)
 
 
-def test_what_is_too_old_is_computed_again():
-    tiers = Tiers([Instance("ttl", 10, 0.05)])
+@pytest.mark.parametrize("policy", ["lru", "lfu", "ttl"])
+def test_what_is_too_old_is_computed_again(policy: Policy):
+    tiers = Tiers([Instance(policy, 10, 0.05)])
     tiers.look_up(keys(1), Computing())
     time.sleep(0.06)
     compute = Computing()

@@ -96,13 +96,18 @@ class Instance(_Counted):
             return Counting
 
         self._kept: Any
+        self._longest = ttl_seconds or _LONGEST_SECONDS
         if policy == "ttl":
-            self._kept = counting(cachetools.TTLCache)(entries, ttl_seconds or _LONGEST_SECONDS, timer=time.monotonic)
+            self._kept = counting(cachetools.TTLCache)(entries, self._longest, timer=time.monotonic)
         else:
             self._kept = counting(cachetools.LRUCache if policy == "lru" else cachetools.LFUCache)(entries)
 
     def get(self, keys: Sequence[bytes]) -> list[Kept | None]:
-        return _count(self.counts, [self._kept.get(key) for key in keys])
+        now = time.time()
+        found = [self._kept.get(key) for key in keys]
+        # What came from another tier was computed before it was put here.
+        young = [None if kept is None or now - kept.computed > self._longest else kept for kept in found]
+        return _count(self.counts, young)
 
     def put(self, found: Mapping[bytes, Kept]) -> None:
         self._kept.update(found)
