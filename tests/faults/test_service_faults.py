@@ -120,6 +120,25 @@ def test_answers_that_are_wrong_under_traffic_are_found(tmp_path: Path):
     assert found["plain"].wrong == 0
 
 
+def test_a_cache_that_lies_later_on_is_found(tmp_path: Path):
+    import redis
+
+    caching = ("serve.cache", {"what": "features", "tier": "shared"})
+    stored = Traffic("stored", Scenario.SINGLE_STREAM, candidates=(1, 9), requests=200, seconds=0.5, features="store")
+    with Bench(sides(tmp_path, stored, plain=service("cross"), cached=service("cross", caching)), CPUS) as bench:
+        bench.round(0, tell)
+        right = bench.checks("plain", {"cached": 1e-4})
+        client = redis.Redis.from_url(bench.running["cached"].redis_url)
+        one = client.get(next(client.scan_iter("leanmark:*:item:1")))
+        for key in client.scan_iter("leanmark:*:item:*"):  # every item's features are those of one
+            client.set(key, one)
+        bench.round(1, tell)
+        found = bench.checks("plain", {"cached": 1e-4})
+    assert right["cached"].compared > 100
+    assert right["cached"].wrong == 0
+    assert 0 < found["cached"].wrong < found["cached"].compared
+
+
 def test_offline_tests_are_valid_however_fast_a_service_is(tmp_path: Path):
     everything = Traffic("all", Scenario.OFFLINE, candidates=None, top=5, requests=64, seconds=0.3)
     towers = service("towers", ("inputs.precompute", {}), ("serve.batch", {"rows": 64, "wait_ms": 1}))

@@ -159,3 +159,25 @@ def test_answers_to_the_same_requests_are_compared():
     assert check(other_size, plain, 0.1).wrong == 2
     broken = {**own, "of_answer": np.array([np.nan, 0.25, 0.75, 0.9])}
     assert check(broken, plain, 0.1).wrong == 1
+
+
+def test_an_answer_that_was_right_the_first_time_only_is_wrong():
+    plain = {"indices": np.array([0, 1]), "rows": np.array([1, 1]), "of_answer": np.array([0.5, 0.7]), "changed": 0}
+    own = {"indices": np.array([0, 0, 1]), "rows": np.array([1, 1, 1]), "changed": 4}
+    own["of_answer"] = np.array([0.5, 0.9, 0.7])
+    found = check(own, plain, 1e-3)
+    assert (found.compared, found.wrong) == (2, 1)
+    assert found.moved == pytest.approx(0.4)
+
+
+def test_items_that_were_chosen_are_compared_by_item():
+    plain = {"indices": np.array([0]), "rows": np.array([3]), "changed": 0}
+    plain |= {"of_answer": np.array([0.9, 0.8, 0.5]), "of_item": np.array([4, 2, 9])}
+    as_good = {**plain, "of_item": np.array([4, 2, 7])}  # the last one's score is that of what it displaced
+    assert check(as_good, plain, 1e-6).wrong == 0
+    other = {**plain, "of_item": np.array([4, 7, 9])}
+    found = check(other, plain, 0.1)
+    assert found.wrong == 1
+    assert found.moved == pytest.approx(0.3)
+    swapped = {**plain, "of_item": np.array([2, 4, 9])}
+    assert check(swapped, plain, 1e-6).moved == pytest.approx(0.1)

@@ -63,7 +63,7 @@ class Test:
     def figure(self, traffic: Traffic) -> float:
         """Seconds by which sides are compared."""
         if traffic.scenario is Scenario.OFFLINE:
-            return 1 / self.completed_rate
+            return 1 / max(self.completed_rate, 1e-9)
         return self.p90 if traffic.scenario is Scenario.SINGLE_STREAM else self.p99
 
     @property

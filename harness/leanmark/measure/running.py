@@ -61,7 +61,7 @@ class Running:
     """The processes of one side: its instances, and its neighbours."""
 
     def __init__(self, side: Side, cores: Cores, redis_url: str = "", folder: Path | None = None) -> None:
-        self.side, self._cores, self._url, self._folder = side, cores, redis_url, folder
+        self.side, self._cores, self.redis_url, self._folder = side, cores, redis_url, folder
         self.config = ServiceConfig.read(Artifact.open(side.artifact).manifest["service"])
         self.instances: list[Child] = []
         self.neighbours: list[Child] = []
@@ -85,7 +85,7 @@ class Running:
             **{key: opening[key] for key in ("artifact", "splits", "loader", "library", "threads")},
             traffic=asdict(traffic_of(self.side)),
             cpus=list(self._cores.services),
-            redis_url=self._url,
+            redis_url=self.redis_url,
             cache_name=f"{time.time_ns():x}-{self.side.name}",
             socket="" if self._folder is None else self._socket(),
         )

@@ -7,11 +7,12 @@ What is tested runs alone: the others wait for requests that do not come.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from leanmark.arrays import Array
 from leanmark.arrays import numpy as np
@@ -275,29 +276,54 @@ def _middle(found: Sequence[Sequence[float] | None]) -> tuple[float, float] | No
 
 
 def check(own: Mapping[str, Any], reference: Mapping[str, Any], limit: float | None) -> Check:
-    """Answers to the same requests beside each other; wrong is what moved beyond `limit`, relative to the largest."""
-    both = np.intersect1d(own["indices"], reference["indices"])
-    if not len(both):
+    """Answers to the same requests beside each other; wrong is what moved beyond `limit`, relative to the largest.
+
+    A request may have been answered differently from time to time: what counts is the worst, beside the reference's
+    first answer.
+    """
+    mine, theirs = _by_request(own), _by_request(reference)
+    both = mine.keys() & theirs.keys()
+    if not both:
         return Check(0, 0, 0.0, int(own["changed"]))
-    mine, theirs = (_by_request(found, both) for found in (own, reference))
-    scale = max(1.0, max(float(np.abs(array).max(initial=0.0)) for array in theirs))
-    moved = np.array(
-        [
-            float(np.abs(a - b).max(initial=0.0)) / scale if a.shape == b.shape else np.inf
-            for a, b in zip(mine, theirs, strict=True)
-        ]
-    )
-    moved = np.nan_to_num(moved, nan=np.inf)
+    scale = max(1.0, *(float(np.abs(theirs[index][0].scores).max(initial=0.0)) for index in both))
+    moved = np.array([max(_moved(answer, theirs[index][0]) for answer in mine[index]) for index in both]) / scale
     wrong = 0 if limit is None else int((moved > limit).sum())
     return Check(len(both), wrong, float(min(moved.max(), 1e30)), int(own["changed"]))
 
 
-def _by_request(found: Mapping[str, Any], wanted: Array) -> list[Array]:
-    """The answer to each of some requests."""
-    ends = np.cumsum(found["rows"])
-    parts = np.split(np.asarray(found["of_answer"], np.float64), ends[:-1])
-    at = {int(index): place for place, index in enumerate(found["indices"])}
-    return [parts[at[int(index)]] for index in wanted]
+class _Answer(NamedTuple):
+    """Scores, and which items they are of where the service chose them."""
+
+    scores: Array
+    items: Array | None
+
+
+def _by_request(found: Mapping[str, Any]) -> dict[int, list[_Answer]]:
+    """The answers to each request, the first one first."""
+    ends = np.cumsum(found["rows"])[:-1]
+    scores = np.split(np.asarray(found["of_answer"], np.float64), ends)
+    items: list[Array | None] = [None] * len(scores)
+    if "of_item" in found:
+        items = list(np.split(found["of_item"], ends))
+    answers: dict[int, list[_Answer]] = {}
+    for index, own, chosen in zip(found["indices"], scores, items, strict=True):
+        answers.setdefault(int(index), []).append(_Answer(own, chosen))
+    return answers
+
+
+def _moved(own: _Answer, reference: _Answer) -> float:
+    """By how much scores differ; an item that only one of them chose differs by what it is better than the worst."""
+    if own.scores.shape != reference.scores.shape or not np.isfinite(own.scores).all():
+        return math.inf
+    if own.items is None or reference.items is None or not len(own.items):
+        return float(np.abs(own.scores - reference.scores).max(initial=0.0))
+    mine = dict(zip(own.items.tolist(), own.scores.tolist(), strict=True))
+    theirs = dict(zip(reference.items.tolist(), reference.scores.tolist(), strict=True))
+    worst, best = min(theirs.values()), min(mine.values())
+    return max(
+        *(abs(score - theirs.get(item, worst)) for item, score in mine.items()),
+        *(abs(score - mine.get(item, best)) for item, score in theirs.items()),
+    )
 
 
 def play(
