@@ -27,6 +27,7 @@ recipes:
   ann-ivf:     [serve.two_tower, inputs.precompute, {serve.ann: {kind: ivf, lists: 16, probes: 4}}]
   cached:      [{serve.cache: {what: features, share: 0.5, policy: lfu}}]
   batched:     [{serve.batch: {rows: 512, wait_ms: 2}}]
+  int8-raw:    [export.onnx, quantize.dynamic, {inputs.payload: {format: raw}}]
   slower-50:   [{control.slowdown: {percent: 50}}]
 traffic:
   larger: {scenario: offline, candidates: all, catalogue: 5000, requests: 64, duration: 200ms}
@@ -35,7 +36,7 @@ traffic:
   busy:   {rate: 400/s, candidates: [1, 32], requests: 512, duration: 1s, limit: 2s, price_an_hour: 1}
 targets:
   - {traffic: larger, recipes: [precomputed, ann-exact, ann-ivf]}
-  - {traffic: far, recipes: [cached]}
+  - {traffic: far, recipes: [cached, int8-raw]}
   - {traffic: busy, recipes: [batched, slower-50]}
 """
 
@@ -76,7 +77,7 @@ def results(run: Path) -> dict[str, Result]:
 
 
 def test_every_service_is_measured_beside_the_plain_one(results: dict[str, Result]):
-    assert len(results) == 4 + 2 + 3
+    assert len(results) == 4 + 3 + 3
     for name, result in results.items():
         assert result.status in (Status.OK, Status.NOISY), f"{name}: {result.reason}"
         assert result.served is not None
@@ -115,6 +116,13 @@ def test_batches_are_of_several_requests_and_cost_what_the_declared_price_says(r
     assert batched.rejected == batched.failed == 0
     assert sum(batched.batches.values()) < batched.queries
     assert batched.cost_per_million == pytest.approx(1 / 3600 / 400 * 1e6, rel=0.2)  # at the rate that came
+
+
+def test_steps_before_the_service_are_judged_by_its_program(results: dict[str, Result]):
+    evidence = {item.step: item for item in results["int8-raw/cpu-onnxruntime-t1-far"].evidence}
+    assert evidence["export.onnx"].facts["nodes"] > 3
+    assert evidence["quantize.dynamic"].facts["integer_operators"] > 0
+    assert evidence["inputs.payload"].effective
 
 
 def test_the_page_shows_services(run: Path):

@@ -243,7 +243,7 @@ class Artifact:
 
     def part(self, program: str) -> Artifact:
         """One of a service's programs, as an artifact that a runtime loads."""
-        return Artifact(self.root, {**self.manifest, "stage": Program.stage_name, "programs": [program]})
+        return replace(self, manifest={**self.manifest, "stage": Program.stage_name, "programs": [program]})
 
     def proto(self) -> ModelProto:
         """The ONNX model with all its weights; of a service, if it has one program only. Raises PreparationError."""

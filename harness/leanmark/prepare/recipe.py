@@ -146,8 +146,11 @@ def _splits_are_there(key: str, store: Store, *, checked: bool) -> bool:
 
 
 def _evidence(spec: StepSpec, artifact: Artifact) -> Evidence:
-    """What a step left behind, as its evidence function says."""
-    function = registry.get_step(spec.name).evidence
+    """What a step left behind, as its evidence function says: of a service's program, where the step made a program."""
+    step = registry.get_step(spec.name)
+    if artifact.stage is Service and step.produces is Program and len(artifact.programs) == 1:
+        artifact = artifact.part(artifact.program)
+    function = step.evidence
     found: Any = function(artifact, dict(spec.params))
     if not isinstance(found, Evidence):
         raise PreparationError(
