@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from leanmark import registry
+from leanmark.declare.plan import make_plan
 from leanmark.declare.suite import load
 from leanmark.errors import NotApplicable
 from leanmark.jobs import Done, Job, Preloaded, run_jobs
@@ -20,14 +21,22 @@ LOWERING = (StepSpec("export.onnx", {"opset": 20}),)
 
 
 def quick_trials() -> dict[str, Trial]:
-    """Every recipe of `quick` on the smaller network, lowered for onnxruntime."""
+    """Every recipe of `quick`: on the smaller network, lowered for onnxruntime, and as services."""
     (suite,) = [load(path) for path in builtin_suites() if path.stem == "quick"]
     workload = registry.get_workload("lenet-300-100")
     workload = replace(workload, train={**(workload.train or {}), "epochs": 1})
     found = {"fp32": Trial(workload, LOWERING, 0, LOWERING)}
+    cells = make_plan(suite).cells
+    services = {cell.recipe: cell.steps for cell in cells if cell.target.traffic is not None}
+    networks = {cell.recipe for cell in cells if cell.target.traffic is None}
     for recipe in suite.recipes:
+        if recipe.name not in networks:
+            continue
         exported = any(registry.get_step(spec.name).produces is Program for spec in recipe.steps)
         found[recipe.name] = Trial(workload, recipe.steps if exported else (*recipe.steps, *LOWERING), 0, LOWERING)
+    ranking = registry.get_workload("catalogue-ranking")
+    for name, steps in services.items():
+        found[f"service {name}"] = Trial(ranking, steps, 0, services["fp32"])
     return found
 
 
